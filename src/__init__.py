@@ -1,0 +1,7 @@
+"""Pharos: a model server for MLX that can be left running."""
+
+from __future__ import annotations
+
+__all__ = ["__version__"]
+
+__version__ = "0.1.0"

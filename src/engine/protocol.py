@@ -1,0 +1,321 @@
+"""The messages between the server process and the engine process.
+
+One tagged union per direction, encoded as MessagePack arrays by ``msgspec``.
+The server sends :data:`ToEngine`, the engine sends :data:`FromEngine`. Times
+are seconds of the machine's monotonic clock, which both processes share.
+
+A *request* is one API call; it has ``n`` *sequences*, numbered by ``choice``
+from 0. A request has exactly one :class:`Accepted`, :class:`Rejected` or
+:class:`Failed` first; an accepted one has exactly one :class:`Finish` per
+sequence, or one :class:`Failed` for the whole request.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+__all__ = [
+    "Accepted",
+    "Cancel",
+    "ChatMessage",
+    "ChatPrompt",
+    "Delta",
+    "EngineOptions",
+    "Failed",
+    "Finish",
+    "FinishReason",
+    "FromEngine",
+    "LoadFailed",
+    "Loaded",
+    "PrefillProgress",
+    "Prompt",
+    "Rejected",
+    "RequestEvent",
+    "Sampling",
+    "Step",
+    "Submit",
+    "TextPrompt",
+    "ToEngine",
+    "TokenLogprob",
+    "TokenPrompt",
+    "TopLogprob",
+    "decode_from_engine",
+    "decode_to_engine",
+    "encode",
+]
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
+    """Base of everything that has a tag on the wire."""
+
+
+class _Value(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Base of plain values inside messages."""
+
+
+class EngineOptions(_Value):
+    """What the engine needs to know at start; it never reads settings or environment itself."""
+
+    model_directory: str
+    """A local directory that mlx-lm can load (``config.json``, safetensors, tokenizer)."""
+    max_batch: int
+    """Sequences decoded together at most."""
+    prefill_step: int
+    """Prompt tokens of one prefill chunk; 0 lets the engine choose by device."""
+    prompt_cache_bytes: int
+    """Bound of the prompt cache in bytes; 0 switches it off; -1 lets the engine choose."""
+    context_length: int
+    """Upper bound of the context window in tokens; 0 takes the model's own."""
+    dequantize: Literal["auto", "on", "off"]
+    """Whether a quantized model is expanded to float32 on the CPU."""
+    blas: Literal["auto", "off"]
+    """Whether an optimised BLAS is put in front of MLX's own on the Linux CPU."""
+    trust_remote_code: bool
+    """Whether code shipped with a model may run."""
+    wired_limit: bool
+    """Whether mlx may wire memory on Metal (see mlx's ``set_wired_limit``)."""
+
+
+class ChatMessage(_Value):
+    """One message of a conversation. ``content`` is the text, parts already joined."""
+
+    role: str
+    content: str
+    name: str | None = None
+
+
+class ChatPrompt(_Message):
+    """A conversation, rendered with the model's chat template in the engine."""
+
+    messages: tuple[ChatMessage, ...]
+
+
+class TextPrompt(_Message):
+    """Raw text, tokenized with the model's special tokens and no template."""
+
+    text: str
+
+
+class TokenPrompt(_Message):
+    """Token ids, used as they are."""
+
+    tokens: tuple[int, ...]
+
+
+Prompt = ChatPrompt | TextPrompt | TokenPrompt
+
+
+class Sampling(_Value):
+    """How the next token is drawn from the logits.
+
+    The order is that of mlx-lm: bias, penalties, then top-p, min-p and top-k
+    filters, then temperature.
+    """
+
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 is off."""
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    """Divides positive and multiplies negative logits of tokens of prompt and answer (CTRL)."""
+    presence_penalty: float = 0.0
+    """Subtracted once from the logit of each token of the answer so far."""
+    frequency_penalty: float = 0.0
+    """Subtracted from the logit of a token once per occurrence in the answer so far."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Pairs of token id and the number added to its logit."""
+    seed: int = 0
+    """Seed of the request's own random stream; the server always sends one (64 bits, unsigned)."""
+
+
+class Submit(_Message):
+    """Start a request."""
+
+    id: int
+    """Unique in the life of the engine process."""
+    prompt: Prompt
+    sampling: Sampling
+    n: int
+    """Sequences to generate from the prompt."""
+    max_tokens: int
+    """Tokens to generate per sequence at most; 0 means: to the end of the context window."""
+    stop: tuple[str, ...]
+    """Strings that end a sequence; not part of the text."""
+    logprobs: bool
+    """Whether each token comes with its log probability."""
+    top_logprobs: int
+    """How many alternatives come with each token."""
+    submitted_at: float
+    echo: bool = False
+    """Whether the prompt's text is sent back as the first delta (legacy completions)."""
+
+
+class Cancel(_Message):
+    """The client of a request is gone: free its slots. Unknown ids are ignored."""
+
+    id: int
+
+
+ToEngine = Submit | Cancel
+
+
+class Loaded(_Message):
+    """The engine is ready for :class:`Submit`. Sent once."""
+
+    context_length: int
+    """Tokens of prompt and answer together at most."""
+    vocabulary_size: int
+    has_chat_template: bool
+    batchable: bool
+    """False: sequences run one after the other."""
+    device: str
+    """MLX's name of the device: ``cpu`` or ``gpu``."""
+    dtype: str
+    """The dtype that the model computes in, for example ``float32``."""
+    mlx_version: str
+    mlx_lm_version: str
+    blas: str
+    """What does matrix products on the CPU: ``openblas``, ``accelerate``, ``reference``, or ``""``."""
+    prompt_cache_limit_bytes: int
+    load_seconds: float
+
+
+class LoadFailed(_Message):
+    """The model cannot be served; the process ends after this message."""
+
+    reason: str
+    """A sentence for the operator."""
+
+
+class Accepted(_Message):
+    """The prompt is tokenized, fits, and waits for prefill."""
+
+    id: int
+    prompt_tokens: int
+    at: float
+
+
+class Rejected(_Message):
+    """The request cannot be served because of what it asks."""
+
+    id: int
+    code: Literal["context_length_exceeded", "no_chat_template", "bad_prompt", "bad_token"]
+    prompt_tokens: int
+    context_length: int
+    reason: str
+
+
+class Failed(_Message):
+    """The request failed in the engine; the engine goes on."""
+
+    id: int
+    reason: str
+    """For the server's log; not shown to clients."""
+
+
+class PrefillProgress(_Message):
+    """A prefill chunk of the request is done."""
+
+    id: int
+    processed: int
+    """Prompt tokens in the KV cache so far, cached ones included."""
+    total: int
+
+
+class TopLogprob(_Value):
+    """One alternative at a position."""
+
+    token: int
+    text: str
+    raw: bytes
+    logprob: float
+
+
+class TokenLogprob(_Value):
+    """The log probability of a generated token (natural log, after bias and penalties)."""
+
+    token: int
+    text: str
+    raw: bytes
+    logprob: float
+    top: tuple[TopLogprob, ...]
+
+
+class Delta(_Message):
+    """What a sequence gained. Text held back for a stop string comes in a later delta."""
+
+    id: int
+    choice: int
+    tokens: tuple[int, ...]
+    """Ids generated since the sequence's last delta."""
+    text: str
+    """May be empty: a token can be part of a character or of a stop string."""
+    logprobs: tuple[TokenLogprob, ...]
+    """One per token where asked for, else empty."""
+
+
+class Finish(_Message):
+    """A sequence has ended. Its last text came in a delta before, in the same step."""
+
+    id: int
+    choice: int
+    reason: FinishReason
+    prompt_tokens: int
+    cached_tokens: int
+    """Prompt tokens whose KV came from the prompt cache."""
+    completion_tokens: int
+    """Generated tokens, a final end-of-sequence token included, as OpenAI counts them."""
+    accepted_at: float
+    prefill_at: float
+    """When prefill began; equal to ``accepted_at`` for a request that never left the queue."""
+    first_token_at: float
+    """When the first token was there; 0 where there was none."""
+    finished_at: float
+
+
+RequestEvent = Accepted | Rejected | Failed | PrefillProgress | Delta | Finish
+
+
+class Step(_Message):
+    """Everything that one engine step brought, for all requests."""
+
+    events: tuple[RequestEvent, ...]
+    """In order; a finish comes after the deltas of its sequence."""
+    at: float
+    running: int
+    """Sequences in prefill or decode after the step."""
+    waiting: int
+    """Sequences accepted and not yet in prefill."""
+    prompt_cache_entries: int
+    prompt_cache_bytes: int
+    prompt_cache_hits: int
+    """Lookups that found a prefix, since start."""
+    prompt_cache_misses: int
+
+
+FromEngine = Loaded | LoadFailed | Step
+
+_encoder = msgspec.msgpack.Encoder()
+_to_engine = msgspec.msgpack.Decoder(ToEngine)
+_from_engine = msgspec.msgpack.Decoder(FromEngine)
+
+
+def encode(message: ToEngine | FromEngine) -> bytes:
+    """Return the MessagePack form of a message. Safe from any thread."""
+    return _encoder.encode(message)
+
+
+def decode_to_engine(data: bytes) -> ToEngine:
+    """Decode a message of the server. Raises ``msgspec.DecodeError`` on anything else."""
+    return _to_engine.decode(data)
+
+
+def decode_from_engine(data: bytes) -> FromEngine:
+    """Decode a message of the engine. Raises ``msgspec.DecodeError`` on anything else."""
+    return _from_engine.decode(data)

@@ -1,0 +1,224 @@
+"""The exception tree: what a caller catches, and what a client is told.
+
+A leaf is a cause; a node is what a caller catches. Every leaf knows its HTTP
+status, its OpenAI error ``type`` and ``code``, and whether a retry can help::
+
+    PharosError
+    ├── RequestError                    the request is at fault; a retry does not help
+    │   ├── InvalidRequestError         400 invalid_request_error
+    │   │   ├── UnsupportedFieldError   400 invalid_request_error / unsupported_parameter
+    │   │   └── ContextLengthError      400 invalid_request_error / context_length_exceeded
+    │   ├── AuthenticationError         401 authentication_error / invalid_api_key
+    │   ├── ModelNotFoundError          404 not_found_error / model_not_found
+    │   ├── RouteNotFoundError          404 not_found_error / route_not_found
+    │   ├── MethodNotAllowedError       405 invalid_request_error / method_not_allowed
+    │   ├── BodyTooLargeError           413 invalid_request_error / body_too_large
+    │   └── MediaTypeError              415 invalid_request_error / unsupported_media_type
+    ├── RefusedError                    nothing was started; come back after ``retry_after``
+    │   ├── QueueFullError              503 overloaded_error / queue_full
+    │   ├── DrainingError               503 overloaded_error / draining
+    │   └── EngineUnavailableError      503 overloaded_error / engine_unavailable
+    ├── GenerationError                 accepted, then failed
+    │   ├── EngineDiedError             503 server_error / engine_died
+    │   └── EngineFailureError          500 server_error / engine_failure
+    ├── InternalError                   500 server_error / internal_error
+    └── ModelError                      the operator's model cannot be served; never sent to a client
+
+Messages are composed here or by the raiser from values that are safe to show:
+never from the text of another exception, which may hold paths or secrets.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "AuthenticationError",
+    "BodyTooLargeError",
+    "ContextLengthError",
+    "DrainingError",
+    "EngineDiedError",
+    "EngineFailureError",
+    "EngineUnavailableError",
+    "GenerationError",
+    "InternalError",
+    "InvalidRequestError",
+    "MediaTypeError",
+    "MethodNotAllowedError",
+    "ModelError",
+    "ModelNotFoundError",
+    "PharosError",
+    "QueueFullError",
+    "RefusedError",
+    "RequestError",
+    "RouteNotFoundError",
+    "UnsupportedFieldError",
+]
+
+
+class PharosError(Exception):
+    """Root of every error that Pharos raises on purpose.
+
+    Attributes:
+        message: One or two sentences for the person who sees it: what is
+            wrong and what to do. Holds no path, key or prompt.
+        param: The request field at fault in OpenAI's dotted form
+            (``messages[0].role``), or None where no single field is.
+        retry_after: Seconds after which a retry makes sense; None where a
+            retry of the same request cannot help.
+    """
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str | None] = None
+
+    def __init__(
+        self, message: str, *, param: str | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after
+
+
+class RequestError(PharosError):
+    """The request is at fault; sending it again unchanged does not help."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class InvalidRequestError(RequestError):
+    """A field has a wrong type, shape or range, or the body cannot be read."""
+
+    code = "invalid_value"
+
+
+class UnsupportedFieldError(InvalidRequestError):
+    """A field of the OpenAI API that this server does not offer."""
+
+    code = "unsupported_parameter"
+
+
+class ContextLengthError(InvalidRequestError):
+    """The prompt does not fit the context window."""
+
+    code = "context_length_exceeded"
+
+    def __init__(self, *, prompt_tokens: int, context_length: int) -> None:
+        super().__init__(
+            f"This model's maximum context length is {context_length} tokens, but the prompt "
+            f"has {prompt_tokens} tokens and at least one must be left for the answer. "
+            "Shorten the prompt.",
+            param="messages",
+        )
+        self.prompt_tokens = prompt_tokens
+        self.context_length = context_length
+
+
+class AuthenticationError(RequestError):
+    """The API key is missing or wrong."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class ModelNotFoundError(RequestError):
+    """The request names a model that this server does not serve."""
+
+    status = 404
+    type = "not_found_error"
+    code = "model_not_found"
+
+
+class RouteNotFoundError(RequestError):
+    """No route has this path."""
+
+    status = 404
+    type = "not_found_error"
+    code = "route_not_found"
+
+
+class MethodNotAllowedError(RequestError):
+    """The route exists, but not with this method."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+class BodyTooLargeError(RequestError):
+    """The body is larger than the configured limit."""
+
+    status = 413
+    code = "body_too_large"
+
+
+class MediaTypeError(RequestError):
+    """The body is not declared as JSON in UTF-8."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class RefusedError(PharosError):
+    """Nothing was started. The same request can succeed after ``retry_after`` seconds."""
+
+    status = 503
+    type = "overloaded_error"
+
+    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(message, retry_after=retry_after)
+
+
+class QueueFullError(RefusedError):
+    """Batch and queue are at their bounds."""
+
+    code = "queue_full"
+
+
+class DrainingError(RefusedError):
+    """The server is shutting down and takes no new work."""
+
+    code = "draining"
+
+
+class EngineUnavailableError(RefusedError):
+    """The engine is loading or down, so nothing can be generated now."""
+
+    code = "engine_unavailable"
+
+
+class GenerationError(PharosError):
+    """The request was accepted and then failed; text already sent stays valid."""
+
+
+class EngineDiedError(GenerationError):
+    """The engine process ended while the request ran."""
+
+    status = 503
+    code = "engine_died"
+
+    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(message, retry_after=retry_after)
+
+
+class EngineFailureError(GenerationError):
+    """The engine reported that this request failed; the engine goes on."""
+
+    code = "engine_failure"
+
+
+class InternalError(PharosError):
+    """An unexpected error inside the server; its text stays in the server's log."""
+
+    code = "internal_error"
+
+
+class ModelError(PharosError):
+    """The configured model is missing, damaged or of an unsupported kind.
+
+    Raised while pulling and loading; shown to the operator, never to a client.
+    """
+
+    code = "model_error"
