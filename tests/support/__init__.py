@@ -1,0 +1,1 @@
+"""What tests share: generated models and other real parts in small."""
