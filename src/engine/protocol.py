@@ -5,9 +5,10 @@ The server sends :data:`ToEngine`, the engine sends :data:`FromEngine`. Times
 are seconds of the machine's monotonic clock, which both processes share.
 
 A *request* is one API call; it has ``n`` *sequences*, numbered by ``choice``
-from 0. A request has exactly one :class:`Accepted`, :class:`Rejected` or
-:class:`Failed` first; an accepted one has exactly one :class:`Finish` per
-sequence, or one :class:`Failed` for the whole request.
+from 0. The answer to a :class:`Submit` is exactly one :class:`Accepted`,
+:class:`Rejected` or :class:`Failed`, sent as soon as the prompt is tokenized. An
+accepted request then has exactly one :class:`Finish` per sequence, or one
+:class:`Failed` for the whole request.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ __all__ = [
     "RequestEvent",
     "Sampling",
     "Step",
+    "StepEvent",
     "Submit",
     "TextPrompt",
     "ToEngine",
@@ -42,8 +44,10 @@ __all__ = [
     "TokenPrompt",
     "TopLogprob",
     "decode_from_engine",
+    "decode_options",
     "decode_to_engine",
     "encode",
+    "encode_options",
 ]
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -153,7 +157,7 @@ class Submit(_Message):
     """How many alternatives come with each token."""
     submitted_at: float
     echo: bool = False
-    """Whether the prompt's text is sent back as the first delta (legacy completions)."""
+    """Whether the prompt's text comes back with :class:`Accepted` (legacy completions)."""
 
 
 class Cancel(_Message):
@@ -181,7 +185,8 @@ class Loaded(_Message):
     mlx_version: str
     mlx_lm_version: str
     blas: str
-    """What does matrix products on the CPU: ``openblas``, ``accelerate``, ``reference``, or ``""``."""
+    """What does matrix products on the CPU: the file of the library that was put in front of
+    mlx's own, or ``accelerate``, or ``reference`` where nothing was."""
     prompt_cache_limit_bytes: int
     load_seconds: float
 
@@ -199,16 +204,19 @@ class Accepted(_Message):
     id: int
     prompt_tokens: int
     at: float
+    echo: str = ""
+    """The prompt's text, where the request asked for it."""
 
 
 class Rejected(_Message):
     """The request cannot be served because of what it asks."""
 
     id: int
-    code: Literal["context_length_exceeded", "no_chat_template", "bad_prompt", "bad_token"]
+    code: Literal[
+        "context_length_exceeded", "no_chat_template", "bad_template", "empty_prompt", "bad_token"
+    ]
     prompt_tokens: int
     context_length: int
-    reason: str
 
 
 class Failed(_Message):
@@ -279,13 +287,14 @@ class Finish(_Message):
     finished_at: float
 
 
-RequestEvent = Accepted | Rejected | Failed | PrefillProgress | Delta | Finish
+StepEvent = PrefillProgress | Delta | Finish | Failed
+RequestEvent = Accepted | Rejected | StepEvent
 
 
 class Step(_Message):
-    """Everything that one engine step brought, for all requests."""
+    """Everything that one engine step brought, for all requests: one message a step."""
 
-    events: tuple[RequestEvent, ...]
+    events: tuple[StepEvent, ...]
     """In order; a finish comes after the deltas of its sequence."""
     at: float
     running: int
@@ -299,11 +308,12 @@ class Step(_Message):
     prompt_cache_misses: int
 
 
-FromEngine = Loaded | LoadFailed | Step
+FromEngine = Loaded | LoadFailed | Accepted | Rejected | Failed | Step
 
 _encoder = msgspec.msgpack.Encoder()
 _to_engine = msgspec.msgpack.Decoder(ToEngine)
 _from_engine = msgspec.msgpack.Decoder(FromEngine)
+_options = msgspec.msgpack.Decoder(EngineOptions)
 
 
 def encode(message: ToEngine | FromEngine) -> bytes:
@@ -319,3 +329,13 @@ def decode_to_engine(data: bytes) -> ToEngine:
 def decode_from_engine(data: bytes) -> FromEngine:
     """Decode a message of the engine. Raises ``msgspec.DecodeError`` on anything else."""
     return _from_engine.decode(data)
+
+
+def encode_options(options: EngineOptions) -> bytes:
+    """Return the first frame on the pipe: what the engine is started with."""
+    return _encoder.encode(options)
+
+
+def decode_options(data: bytes) -> EngineOptions:
+    """Decode the first frame. Raises ``msgspec.DecodeError`` on anything else."""
+    return _options.decode(data)

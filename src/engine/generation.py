@@ -1,0 +1,126 @@
+"""One submitted request, seen from the thread that answers it."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+from typing import TYPE_CHECKING, Self
+
+from ..resilience.errors import (
+    ContextLengthError,
+    EngineFailureError,
+    InvalidRequestError,
+    PharosError,
+)
+from .protocol import Failed, Finish, Rejected, RequestEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+__all__ = ["Generation"]
+
+_REJECTIONS = {
+    "no_chat_template": (
+        "The served model has no chat template. Use /v1/completions, or serve an instruct model.",
+        "messages",
+    ),
+    "bad_template": (
+        "The model's chat template does not accept this conversation. "
+        "Check the roles and their order.",
+        "messages",
+    ),
+    "empty_prompt": ("The prompt has no tokens. Send some text.", "prompt"),
+    "bad_token": ("A token id is outside of the model's vocabulary.", None),
+}
+
+
+class Generation:
+    """The events of one request.
+
+    Made by :meth:`EngineClient.submit`; one thread receives. The engine
+    client's reader thread delivers. Leaving the context before the end
+    cancels the request in the engine.
+    """
+
+    def __init__(self, request_id: int, *, n: int, cancel: Callable[[int], None]) -> None:
+        self.id = request_id
+        self._unfinished = n
+        self._cancel = cancel
+        self._closed = False
+        self._waiting: queue.SimpleQueue[RequestEvent | PharosError] = queue.SimpleQueue()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def receive(self, timeout: float) -> list[RequestEvent]:
+        """Wait for at least one event and return all that wait.
+
+        Args:
+            timeout: Seconds to wait at most.
+
+        Returns:
+            The events in order; empty when the time ran out.
+
+        Raises:
+            ContextLengthError: The prompt does not fit the context window.
+            InvalidRequestError: The model cannot take this prompt.
+            EngineFailureError: The request failed; the engine goes on.
+            EngineDiedError: The engine ended.
+        """
+        events: list[RequestEvent] = []
+        with contextlib.suppress(queue.Empty):
+            item = self._waiting.get(timeout=timeout)
+            while True:
+                if isinstance(item, PharosError):
+                    return self._defer(events, item)
+                events.append(self._checked(item))
+                item = self._waiting.get_nowait()
+        return events
+
+    def close(self) -> None:
+        """Cancel what still runs of the request. Safe to call again, from any thread."""
+        if not self._closed:
+            self._closed = True
+            if self._unfinished > 0:
+                self._cancel(self.id)
+
+    def deliver(self, item: RequestEvent | PharosError) -> None:
+        """Put an event, or the error that ends the request. For the reader thread."""
+        self._waiting.put(item)
+
+    def _defer(self, events: list[RequestEvent], error: PharosError) -> list[RequestEvent]:
+        """Raise the error, but only after the text that came before it was handed out."""
+        if not events:
+            self._unfinished = 0
+            raise error
+        self._waiting.put(error)
+        return events
+
+    def _checked(self, event: RequestEvent) -> RequestEvent:
+        if isinstance(event, Finish):
+            self._unfinished -= 1
+        return event
+
+
+def rejection(event: Rejected) -> PharosError:
+    """Return the error that tells a client why the engine did not accept its request."""
+    if event.code == "context_length_exceeded":
+        return ContextLengthError(
+            prompt_tokens=event.prompt_tokens, context_length=event.context_length
+        )
+    message, param = _REJECTIONS[event.code]
+    return InvalidRequestError(message, param=param)
+
+
+def failure(_: Failed) -> PharosError:
+    """Return the error that tells a client that its request failed in the engine."""
+    return EngineFailureError("The model failed on this request. The server goes on; try again.")

@@ -1,0 +1,84 @@
+"""The engine process as the server sees it: started, watched, ended.
+
+The process is spawned, never forked, and holds one end of a socket pair. It
+ends when that pipe closes, whatever closed it, so that a server that is
+killed leaves no orphan.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from multiprocessing.connection import Connection
+
+from .protocol import EngineOptions, encode_options
+
+__all__ = ["EngineProcess"]
+
+_EXIT_SECONDS = 5.0
+"""How long an engine may take to end after its pipe closed before it is killed."""
+
+
+class EngineProcess:
+    """One engine process and the server's end of its pipe.
+
+    Owned by the engine client. ``connection`` may be written by one thread at
+    a time and read by one thread; :meth:`stop` may be called from any thread.
+    """
+
+    def __init__(self, options: EngineOptions) -> None:
+        """Spawn the process; returns at once, while it imports and loads."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                [sys.executable, "-P", "-m", "mlx_pharos.engine.worker", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+            )
+        self.connection = Connection(ours.detach())
+        self.connection.send_bytes(encode_options(options))
+
+    @property
+    def pid(self) -> int:
+        """The process id, also after the process has ended."""
+        return self._process.pid
+
+    def is_running(self) -> bool:
+        """Return whether the process has not ended yet."""
+        return self._process.poll() is None
+
+    def stop(self) -> None:
+        """Shut the pipe and wait for the end; past the limit the process is killed."""
+        self._shut()
+        try:
+            self._process.wait(_EXIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def describe_end(self) -> str:
+        """Return why the process ended: its exit code, or its signal's name."""
+        self.stop()
+        code = self._process.returncode
+        if code < 0:
+            try:
+                return signal.Signals(-code).name
+            except ValueError:
+                return f"signal {-code}"
+        return f"exit code {code}"
+
+    def _shut(self) -> None:
+        """Shut the socket in both directions, which also wakes a thread that reads it.
+
+        The descriptor itself stays open until the client closes the connection
+        after its reader has ended: a closed number could be reused by another
+        thread's socket while the reader still holds it.
+        """
+        try:
+            with socket.socket(fileno=os.dup(self.connection.fileno())) as duplicate:
+                duplicate.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return  # already closed, or the other end is gone

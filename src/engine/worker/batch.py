@@ -1,0 +1,105 @@
+"""The one place that knows mlx-lm's ``BatchGenerator``.
+
+mlx-lm is pinned, because this class has no stable interface; everything that
+depends on its shape is in this module.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+from mlx_lm.generate import BatchGenerator
+
+from .runner import Job, PrefillChunk, RunnerStep, SampledToken, StoredPrefix
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["BatchRunner"]
+
+
+class BatchRunner:
+    """Runs many sequences together; they join and leave between steps."""
+
+    def __init__(
+        self,
+        model: Any,  # noqa: ANN401 - mlx-lm's models share no useful type
+        *,
+        eos_token_ids: Iterable[int],
+        max_batch: int,
+        prefill_batch: int,
+        prefill_step: int,
+        wired_limit: bool,
+    ) -> None:
+        """Build the generator on the calling thread's default stream.
+
+        Args:
+            model: The model that mlx-lm loaded.
+            eos_token_ids: Tokens that end a sequence.
+            max_batch: Sequences in the generator at most.
+            prefill_batch: Prompts that share one prefill chunk at most.
+            prefill_step: Tokens of each of those prompts in one chunk at most.
+            wired_limit: Whether mlx-lm may raise Metal's wired limit.
+        """
+        self.capacity = max_batch
+        self._generator = BatchGenerator(
+            model,
+            stop_tokens=[(token,) for token in eos_token_ids],
+            completion_batch_size=max_batch,
+            prefill_batch_size=min(prefill_batch, max_batch),
+            prefill_step_size=prefill_step,
+            stream=mx.default_stream(mx.default_device()),
+        )
+        if not wired_limit:
+            self._generator.close()  # all that it does is to restore the wired limit
+
+    def insert(self, job: Job) -> int:
+        """Take a job and return its key."""
+        prefix = job.prefix
+        (key,) = self._generator.insert_segments(
+            segments=[[job.rest]],
+            max_tokens=[job.max_tokens],
+            caches=[prefix.cache if prefix else None],
+            all_tokens=[list(prefix.tokens) if prefix else []],
+            samplers=[job.sampler],
+            logits_processors=[list(job.processors)],
+        )
+        return int(key)
+
+    def remove(self, key: int) -> None:
+        """Drop a job."""
+        self._generator.remove([key])
+
+    def extract(self, key: int) -> StoredPrefix | None:
+        """Return a copy of the KV state of a running job."""
+        found = self._generator.extract_cache([key]).get(key)
+        if found is None:
+            return None
+        cache, tokens = found
+        return StoredPrefix(list(tokens), cache) if tokens else None
+
+    def step(self) -> RunnerStep:
+        """Decode one token for every sequence, then prefill one chunk."""
+        prompts, tokens = self._generator.next()
+        step = RunnerStep()
+        for response in prompts:
+            if response.end_of_prompt:
+                continue  # the last prompt token went in with the first decode step
+            processed, _ = response.progress
+            step.prefilled.append(PrefillChunk(response.uid, processed, response.end_of_segment))
+        for response in tokens:
+            ended = response.finish_reason is not None
+            stored = (
+                StoredPrefix(list(response.all_tokens), response.prompt_cache) if ended else None
+            )
+            step.sampled.append(
+                SampledToken(
+                    key=response.uid,
+                    token=response.token,
+                    logprobs=response.logprobs,
+                    finish=response.finish_reason,
+                    stored=stored,
+                )
+            )
+        return step

@@ -1,0 +1,95 @@
+"""What a runner is: the part that turns jobs into tokens, one step at a time.
+
+Two runners exist: :class:`.batch.BatchRunner` for models whose caches can be
+merged, and :class:`.sequential.SequentialRunner` for the others. The
+scheduler does not know which one it drives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import mlx.core as mx
+
+__all__ = ["Job", "PrefillChunk", "Runner", "RunnerStep", "SampledToken", "StoredPrefix"]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPrefix:
+    """KV state and the tokens that it stands for."""
+
+    tokens: list[int]
+    cache: list[Any]
+    """One cache object of mlx-lm per layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One sequence to run."""
+
+    prefix: StoredPrefix | None
+    """KV state of the first tokens of the prompt, owned by the job; None starts from nothing."""
+    rest: list[int]
+    """Prompt tokens after the prefix; at least one."""
+    max_tokens: int
+    """At least 1."""
+    sampler: Callable[[mx.array], mx.array]
+    """Takes log probabilities, shape (1, vocabulary), and returns token ids, shape (1,)."""
+    processors: tuple[Callable[[mx.array, mx.array], mx.array], ...]
+    """Take all tokens so far, shape (tokens,), and logits, shape (1, vocabulary); return logits."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillChunk:
+    """A prefill chunk of a job is done."""
+
+    key: int
+    processed: int
+    """Tokens of ``Job.rest`` in the KV cache so far."""
+    prompt_in_cache: bool
+    """All but the last prompt token are in the KV cache, which can be extracted now."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """A job has a new token."""
+
+    key: int
+    token: int
+    logprobs: mx.array
+    """Shape (vocabulary,), float, after bias and penalties."""
+    finish: Literal["stop", "length"] | None
+    """Why the job ended with this token; an ended job is no longer in the runner."""
+    stored: StoredPrefix | None
+    """The KV state of an ended job."""
+
+
+@dataclass(slots=True)
+class RunnerStep:
+    """What one step brought."""
+
+    prefilled: list[PrefillChunk] = field(default_factory=list)
+    sampled: list[SampledToken] = field(default_factory=list)
+
+
+class Runner(Protocol):
+    """Runs jobs. Everything here is called from the MLX thread only."""
+
+    capacity: int
+    """Jobs that the runner takes at the same time."""
+
+    def insert(self, job: Job) -> int:
+        """Take a job and return its key, unique in the life of the runner."""
+
+    def remove(self, key: int) -> None:
+        """Drop a job."""
+
+    def extract(self, key: int) -> StoredPrefix | None:
+        """Return the KV state of a running job for keeping, where there is one."""
+
+    def step(self) -> RunnerStep:
+        """Do one decode step for all decoding jobs, then at most one prefill chunk."""

@@ -1,0 +1,311 @@
+"""The scheduler: which sequence runs, and what became of it.
+
+The engine's story is one :meth:`Scheduler.step`: take what arrived, admit,
+run, send. It runs in the MLX thread and owns the runner, the prompt cache and
+every sequence; nothing else touches them.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from ..protocol import Cancel, ChatPrompt, Delta, Failed, PrefillProgress, Step
+from .inbox import Arrived, Closed, Prepared, Withdrawn
+from .logprobs import read_logprobs
+from .runner import Job
+from .sampling import make_processors, make_sampler
+from .sequence import Request, Sequence
+from .text import TextAssembler
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..protocol import FinishReason, StepEvent, TokenLogprob
+    from .inbox import InboxItem, Outbox
+    from .prompt_cache import PromptCache
+    from .runner import PrefillChunk, Runner, RunnerStep, SampledToken
+    from .vocabulary import Vocabulary
+
+__all__ = ["Scheduler"]
+
+_log = logging.getLogger(__name__)
+
+
+class Scheduler:
+    """First come, first served, up to the runner's capacity."""
+
+    def __init__(
+        self,
+        make_runner: Callable[[], Runner],
+        prompt_cache: PromptCache,
+        vocabulary: Vocabulary,
+        *,
+        context_length: int,
+        vocabulary_size: int,
+        inbox: queue.SimpleQueue[InboxItem],
+        outbox: Outbox,
+    ) -> None:
+        """Build the first runner on the calling thread, which becomes the MLX thread.
+
+        Args:
+            make_runner: Called again when a runner failed and its state cannot be trusted.
+            prompt_cache: Owned by the scheduler from now on.
+            vocabulary: The bytes of each token.
+            context_length: Tokens of prompt and answer together at most.
+            vocabulary_size: Ids that the model's logits cover.
+            inbox: What arrives.
+            outbox: Where messages go.
+        """
+        self._make_runner = make_runner
+        self._runner = make_runner()
+        self._prompt_cache = prompt_cache
+        self._vocabulary = vocabulary
+        self._context_length = context_length
+        self._vocabulary_size = vocabulary_size
+        self._inbox = inbox
+        self._outbox = outbox
+        self._tokenizing: dict[int, bool] = {}
+        """Requests between Arrived and Prepared; True once cancelled."""
+        self._requests: dict[int, Request] = {}
+        self._waiting: deque[Sequence] = deque()
+        self._running: dict[int, Sequence] = {}
+        self._events: list[StepEvent] = []
+        self._closed = False
+
+    def run(self) -> None:
+        """Step until the pipe closes; wait without cost while there is nothing to do."""
+        while not self._closed:
+            self.step()
+
+    def step(self) -> None:
+        """Take what arrived, admit, run one step, send what came of it."""
+        self._take_inbox()
+        self._admit()
+        if self._running:
+            self._run()
+        self._send()
+
+    # -- what arrived ---------------------------------------------------------
+
+    def _take_inbox(self) -> None:
+        idle = not (self._running or self._waiting or self._events)
+        try:
+            while not self._closed:
+                self._take(self._inbox.get(block=idle))
+                idle = False
+        except queue.Empty:
+            return
+
+    def _take(self, item: InboxItem) -> None:
+        match item:
+            case Arrived():
+                self._tokenizing[item.id] = False
+            case Prepared():
+                self._enqueue(item, cancelled=self._tokenizing.pop(item.submit.id))
+            case Withdrawn():
+                self._tokenizing.pop(item.id, None)
+            case Cancel():
+                self._cancel(item.id)
+            case Closed():
+                self._closed = True
+
+    def _enqueue(self, prepared: Prepared, *, cancelled: bool) -> None:
+        submit, tokens = prepared.submit, prepared.tokens
+        room = self._context_length - len(tokens)
+        request = Request(
+            submit=submit,
+            tokens=tokens,
+            max_tokens=min(submit.max_tokens or room, room),
+            accepted_at=prepared.accepted_at,
+        )
+        chat = isinstance(submit.prompt, ChatPrompt)
+        strip = chat and self._vocabulary.strips_first_space
+        first, *others = (
+            Sequence(request, choice, TextAssembler(submit.stop, strip_first_space=strip))
+            for choice in range(submit.n)
+        )
+        request.live = {first, *others}
+        self._requests[request.id] = request
+        self._waiting.append(first)
+        request.followers = others
+        if cancelled:
+            self._cancel(request.id)
+
+    def _cancel(self, request_id: int) -> None:
+        if request_id in self._tokenizing:
+            self._tokenizing[request_id] = True
+            return
+        request = self._requests.get(request_id)
+        if request is None:
+            return
+        now = time.monotonic()
+        for sequence in sorted(request.live, key=lambda live: live.choice):
+            if sequence.key >= 0:
+                self._runner.remove(sequence.key)
+            self._finish(sequence, "cancelled", now)
+        request.followers.clear()
+        self._waiting = deque(kept for kept in self._waiting if kept.request is not request)
+
+    # -- what runs ------------------------------------------------------------
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._running) < self._runner.capacity:
+            self._start(self._waiting.popleft())
+
+    def _start(self, sequence: Sequence) -> None:
+        request = sequence.request
+        submit, tokens = request.submit, request.tokens
+        prefix = self._prompt_cache.lookup(tokens)
+        sequence.cached_tokens = len(prefix.tokens) if prefix else 0
+        sequence.prefill_at = time.monotonic()
+        sequence.key = self._runner.insert(
+            Job(
+                prefix=prefix,
+                rest=tokens[sequence.cached_tokens :],
+                max_tokens=request.max_tokens,
+                sampler=make_sampler(
+                    submit.sampling,
+                    choice=sequence.choice,
+                    vocabulary_size=self._vocabulary_size,
+                ),
+                processors=make_processors(submit.sampling, prompt_tokens=len(tokens)),
+            )
+        )
+        self._running[sequence.key] = sequence
+
+    def _run(self) -> None:
+        """Run one step. A step that fails takes the sequences in it along, not the engine."""
+        try:
+            step = self._runner.step()
+            for chunk in step.prefilled:
+                self._prefilled(chunk)
+            self._sampled(step)
+        except Exception as error:
+            _log.exception("a step failed; its %d sequences end", len(self._running))
+            self._fail_running(type(error).__name__)
+
+    def _prefilled(self, chunk: PrefillChunk) -> None:
+        sequence = self._running[chunk.key]
+        request = sequence.request
+        processed = sequence.cached_tokens + chunk.processed
+        self._events.append(PrefillProgress(request.id, processed, len(request.tokens)))
+        if chunk.prompt_in_cache and request.followers:
+            stored = self._runner.extract(chunk.key)
+            if stored is not None:
+                self._prompt_cache.store(stored)
+            self._release_followers(request)
+
+    def _release_followers(self, request: Request) -> None:
+        """Let the other choices of a request begin, ahead of requests that came later."""
+        self._waiting.extendleft(reversed(request.followers))
+        request.followers = []
+
+    def _sampled(self, step: RunnerStep) -> None:
+        now = time.monotonic()
+        logprobs = self._logprobs(step)
+        for sample in step.sampled:
+            self._take_token(sample, logprobs.get(sample.key), now)
+
+    def _logprobs(self, step: RunnerStep) -> dict[int, TokenLogprob]:
+        wanted = [
+            sample
+            for sample in step.sampled
+            if self._running[sample.key].request.submit.logprobs and sample.finish != "stop"
+        ]
+        entries = read_logprobs(
+            [
+                (
+                    sample.token,
+                    sample.logprobs,
+                    self._running[sample.key].request.submit.top_logprobs,
+                )
+                for sample in wanted
+            ],
+            self._vocabulary,
+        )
+        return {sample.key: entry for sample, entry in zip(wanted, entries, strict=True)}
+
+    def _take_token(self, sample: SampledToken, logprob: TokenLogprob | None, now: float) -> None:
+        sequence = self._running[sample.key]
+        request = sequence.request
+        if request.followers:
+            self._release_followers(request)
+        if not sequence.completion_tokens:
+            sequence.first_token_at = now
+        sequence.completion_tokens += 1
+        text, stopped = "", False
+        if sample.finish != "stop":  # the end-of-sequence token has no text
+            text, stopped = sequence.assembler.add(self._vocabulary.raw(sample.token))
+        reason: FinishReason | None = "stop" if stopped else sample.finish
+        if reason is not None and not stopped:
+            rest, met = sequence.assembler.finish()
+            text += rest
+            reason = "stop" if met else reason
+        self._events.append(
+            Delta(
+                id=request.id,
+                choice=sequence.choice,
+                tokens=(sample.token,),
+                text=text,
+                logprobs=(logprob,) if logprob is not None else (),
+            )
+        )
+        if reason is not None:
+            stored = sample.stored
+            if sample.finish is None:  # a stop string: the runner does not know of the end
+                stored = self._runner.extract(sample.key)
+                self._runner.remove(sample.key)
+            if stored is not None:
+                self._prompt_cache.store(stored)
+            self._finish(sequence, reason, now)
+
+    def _finish(self, sequence: Sequence, reason: FinishReason, now: float) -> None:
+        """Report a sequence's end and forget it; the runner has let go of it already."""
+        self._events.append(sequence.finish(reason, at=now))
+        self._forget(sequence)
+
+    def _forget(self, sequence: Sequence) -> None:
+        if sequence.key >= 0:
+            del self._running[sequence.key]
+            sequence.key = -1
+        sequence.request.live.discard(sequence)
+        if not sequence.request.live:
+            del self._requests[sequence.request.id]
+
+    def _fail_running(self, reason: str) -> None:
+        """End every request that has a sequence in the runner, and begin with a new runner.
+
+        What the failed step left in the runner's state is unknown.
+        """
+        failed = {sequence.request for sequence in self._running.values()}
+        failed_ids = {request.id for request in failed}
+        self._events = [event for event in self._events if event.id not in failed_ids]
+        for request in failed:
+            for sequence in list(request.live):
+                self._forget(sequence)
+            self._events.append(Failed(request.id, reason))
+        self._waiting = deque(kept for kept in self._waiting if kept.request not in failed)
+        self._runner = self._make_runner()
+
+    # -- what is told ---------------------------------------------------------
+
+    def _send(self) -> None:
+        if not self._events:
+            return
+        events, self._events = tuple(self._events), []
+        self._outbox.send(
+            Step(
+                events=events,
+                at=time.monotonic(),
+                running=len(self._running),
+                waiting=len(self._waiting),
+                prompt_cache_entries=len(self._prompt_cache),
+                prompt_cache_bytes=self._prompt_cache.size_bytes,
+                prompt_cache_hits=self._prompt_cache.hits,
+                prompt_cache_misses=self._prompt_cache.misses,
+            )
+        )

@@ -1,0 +1,124 @@
+"""Puts the engine together: model, runner, prompt cache, scheduler. Imports mlx."""
+
+from __future__ import annotations
+
+import sys
+import time
+from functools import partial
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+
+from ..models.loading import LoadedModel, load_model
+from ..models.machine import available_memory
+from ..protocol import EngineOptions, Loaded
+from .batch import BatchRunner
+from .inbox import Inbox
+from .prompt_cache import PromptCache
+from .scheduler import Scheduler
+from .sequential import SequentialRunner
+from .tokenizing import PromptEncoder
+from .vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from multiprocessing.connection import Connection
+
+    from ..models.blas import BlasPreload
+    from .inbox import Outbox
+    from .runner import Runner
+
+__all__ = ["serve"]
+
+_GPU_PREFILL = (2048, 8)
+_CPU_PREFILL = (256, 4)
+"""Tokens per prompt and prompts per chunk. A chunk is what a running stream
+waits for: mlx-lm's own default on a GPU; on a CPU about a tenth of it."""
+_CACHE_SHARE = 4
+"""The prompt cache may take this fraction (1/n) of the memory left after loading."""
+
+
+def serve(
+    options: EngineOptions, connection: Connection, outbox: Outbox, *, blas: BlasPreload
+) -> None:
+    """Load the model, report it, and run until the pipe closes.
+
+    The calling thread becomes the MLX thread.
+
+    Raises:
+        ModelError: The model cannot be served.
+    """
+    begin = time.monotonic()
+    loaded = load_model(
+        options.model_directory,
+        dequantize=options.dequantize,
+        context_length=options.context_length,
+        trust_remote_code=options.trust_remote_code,
+    )
+    vocabulary = Vocabulary(loaded.tokenizer, loaded.eos_token_ids)
+    encoder = PromptEncoder(loaded.tokenizer, vocabulary_size=loaded.vocabulary_size)
+    inbox = Inbox(connection, outbox, encoder, context_length=loaded.context_length)
+    prompt_cache = PromptCache(limit_bytes=_cache_limit(options))
+    scheduler = Scheduler(
+        _runner_maker(loaded, options),
+        prompt_cache,
+        vocabulary,
+        context_length=loaded.context_length,
+        vocabulary_size=loaded.vocabulary_size,
+        inbox=inbox.items,
+        outbox=outbox,
+    )
+    outbox.send(
+        Loaded(
+            context_length=loaded.context_length,
+            vocabulary_size=loaded.vocabulary_size,
+            has_chat_template=loaded.has_chat_template,
+            batchable=loaded.batchable,
+            device=loaded.device,
+            dtype=loaded.dtype,
+            mlx_version=version("mlx"),
+            mlx_lm_version=version("mlx-lm"),
+            blas=_blas_name(blas),
+            prompt_cache_limit_bytes=prompt_cache.limit_bytes,
+            load_seconds=time.monotonic() - begin,
+        )
+    )
+    inbox.start()
+    try:
+        scheduler.run()
+    finally:
+        mx.clear_streams()
+
+
+def _runner_maker(loaded: LoadedModel, options: EngineOptions) -> Callable[[], Runner]:
+    step, prompts = _GPU_PREFILL if loaded.device == "gpu" else _CPU_PREFILL
+    step = options.prefill_step or step
+    if not loaded.batchable:
+        return partial(
+            SequentialRunner,
+            loaded.model,
+            eos_token_ids=loaded.eos_token_ids,
+            prefill_step=step,
+        )
+    return partial(
+        BatchRunner,
+        loaded.model,
+        eos_token_ids=loaded.eos_token_ids,
+        max_batch=options.max_batch,
+        prefill_batch=prompts,
+        prefill_step=step,
+        wired_limit=options.wired_limit,
+    )
+
+
+def _blas_name(blas: BlasPreload) -> str:
+    if blas.library is not None:
+        return blas.library.name
+    return "accelerate" if sys.platform == "darwin" else "reference"
+
+
+def _cache_limit(options: EngineOptions) -> int:
+    if options.prompt_cache_bytes >= 0:
+        return options.prompt_cache_bytes
+    return available_memory() // _CACHE_SHARE

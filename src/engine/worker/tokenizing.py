@@ -1,0 +1,104 @@
+"""From a prompt to token ids, off the MLX thread.
+
+A long prompt takes seconds to tokenize; the tokenizer library lets go of the
+GIL meanwhile, so decoding goes on beside it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from ..protocol import ChatPrompt, TextPrompt, TokenPrompt
+
+if TYPE_CHECKING:
+    from ..protocol import Prompt
+
+__all__ = ["PromptEncoder", "PromptError"]
+
+
+class PromptError(Exception):
+    """The prompt cannot be turned into tokens; ``code`` is one of :class:`Rejected`'s."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class PromptEncoder:
+    """Renders chat templates and encodes text. Safe from several threads at once."""
+
+    def __init__(self, tokenizer: Any, *, vocabulary_size: int) -> None:  # noqa: ANN401
+        """Take mlx-lm's tokenizer wrapper and the number of ids that the model knows."""
+        self._tokenizer = tokenizer
+        self._vocabulary_size = vocabulary_size
+        self._backend = _plain_backend(tokenizer)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Return the prompt's token ids.
+
+        Raises:
+            PromptError: There is no chat template, it refuses the conversation,
+                the prompt is empty, or an id is outside of the vocabulary.
+        """
+        match prompt:
+            case ChatPrompt():
+                tokens = self._encode_text(self._render(prompt), special=False)
+            case TextPrompt():
+                tokens = self._encode_text(prompt.text, special=True)
+            case TokenPrompt():
+                tokens = list(prompt.tokens)
+                if any(not 0 <= token < self._vocabulary_size for token in tokens):
+                    raise PromptError("bad_token")
+        if not tokens:
+            raise PromptError("empty_prompt")
+        return tokens
+
+    def decode(self, tokens: list[int]) -> str:
+        """Return the text of a prompt, special tokens left out."""
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def _render(self, prompt: ChatPrompt) -> str:
+        if not self._tokenizer.has_chat_template:
+            raise PromptError("no_chat_template")
+        messages = []
+        for message in prompt.messages:
+            # OpenAI renamed the system role; chat templates know the old name.
+            role = "system" if message.role == "developer" else message.role
+            fields = {"role": role, "content": message.content}
+            if message.name is not None:
+                fields["name"] = message.name
+            messages.append(fields)
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    messages, add_generation_prompt=True, tokenize=False
+                )
+            )
+        except (TemplateError, TypeError, ValueError, KeyError) as error:
+            # Templates call raise_exception() and index as they like; the text
+            # of their errors is theirs, so only the fact is told.
+            raise PromptError("bad_template") from error
+
+    def _encode_text(self, text: str, *, special: bool) -> list[int]:
+        if self._backend is None:
+            return list(self._tokenizer.encode(text, add_special_tokens=special))
+        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=special)
+        return list(encoding.ids)
+
+
+def _plain_backend(tokenizer: Any) -> Any:  # noqa: ANN401
+    """Return the Rust tokenizer where calling it directly is the same as ``encode``.
+
+    ``encode`` of ``transformers`` holds the GIL for hundreds of milliseconds on
+    a long text, to build lists that nobody reads.
+    """
+    inner = tokenizer._tokenizer  # noqa: SLF001 - the wrapper has no accessor
+    backend = getattr(inner, "backend_tokenizer", None)
+    if backend is None or type(inner).encode is not PreTrainedTokenizerBase.encode:
+        return None
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
