@@ -1,0 +1,1 @@
+"""Telemetry: what the server says about itself, so far its log."""

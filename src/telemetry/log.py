@@ -1,0 +1,109 @@
+"""The log of the server process: lines on stderr, for people or for programs.
+
+Everything that goes through :mod:`logging` ends here, so the lines of the
+libraries look like ours. The access line of a request is made from one frozen
+:class:`RequestLine`, which has no room for a prompt, an answer, a key, an
+address or a path.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+from typing import TYPE_CHECKING, Literal
+
+import structlog
+
+if TYPE_CHECKING:
+    from typing import TextIO
+
+    from structlog.typing import Processor
+
+__all__ = ["RequestLine", "configure_log", "log_request"]
+
+_requests = logging.getLogger("mlx_pharos.requests")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RequestLine:
+    """What the log says about one finished request. Zeros and empty fields are left out."""
+
+    request_id: str
+    method: str
+    route: str
+    """The route's rule, never the path that the client sent."""
+    status: int
+    """The HTTP status that the client saw."""
+    duration_seconds: float
+    """From the request's arrival to the last byte."""
+    client_left: bool = False
+    """Whether the client closed the connection before the end."""
+    model: str = ""
+    """A configured name, never text from the request."""
+    stream: bool = False
+    finish_reason: str = ""
+    """How the choices ended, joined with commas where they differ."""
+    error_code: str = ""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    queue_seconds: float = 0.0
+    first_token_seconds: float = 0.0
+    """From the request's arrival to its first token."""
+
+
+def log_request(line: RequestLine) -> None:
+    """Log a finished request: server errors as errors, all else as information.
+
+    Any thread may call it. It never raises: :mod:`logging` swallows a broken stderr.
+    """
+    level = logging.ERROR if line.status >= 500 else logging.INFO  # noqa: PLR2004 - HTTP
+    if not _requests.isEnabledFor(level):
+        return
+    fields = {
+        field.name: round(value, 4) if isinstance(value, float) else value
+        for field in dataclasses.fields(line)
+        if (value := getattr(line, field.name))
+    }
+    _requests.log(level, "request", extra=fields)
+
+
+def configure_log(
+    *,
+    level: Literal["debug", "info", "warning", "error"] = "info",
+    style: Literal["auto", "json", "console"] = "auto",
+    stream: TextIO | None = None,
+) -> None:
+    """Send this process's log to ``stream`` (stderr by default); replaces what was set before."""
+    target = stream or sys.stderr
+    if style == "auto":
+        style = "console" if target.isatty() else "json"
+    handler = logging.StreamHandler(target)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[
+                structlog.stdlib.add_log_level,
+                structlog.stdlib.add_logger_name,
+                structlog.stdlib.ExtraAdder(),
+                structlog.processors.TimeStamper(fmt="iso", utc=style == "json"),
+            ],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *_renderers(style, colors=target.isatty()),
+            ],
+        )
+    )
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # It warns about every request that waits for a thread: our own figures say it better.
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
+
+
+def _renderers(style: Literal["json", "console"], *, colors: bool) -> list[Processor]:
+    if style == "json":
+        return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    return [
+        structlog.dev.ConsoleRenderer(
+            colors=colors, exception_formatter=structlog.dev.plain_traceback
+        )
+    ]
