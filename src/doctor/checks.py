@@ -1,0 +1,244 @@
+"""The doctor's checks: each looks at one thing and returns what it found.
+
+None of them changes anything but for a file that is made and removed to see
+whether the cache directory can be written.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+from packaging.requirements import Requirement
+
+from ..config import ConfigurationError, ConfigValidator
+from ..engine.models.machine import available_memory, usable_cores
+from .finding import Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..settings import Settings
+
+__all__ = ["check_machine", "check_settings", "probe_mlx"]
+
+_GIB = 1024**3
+_PROBE_SECONDS = 120.0
+"""MLX loads in one to two seconds; a cold disk or a busy machine may need much more."""
+_SPARE_FILES = 128
+"""Files and pipes that a server has open beside its connections."""
+
+
+def check_machine(blas: str) -> Iterator[Finding]:
+    """Yield what does not depend on a model or an address."""
+    yield _python()
+    yield _platform()
+    yield _memory()
+    yield _packages()
+    yield from _mlx(blas)
+
+
+def check_settings(settings: Settings, validator: ConfigValidator) -> Iterator[Finding]:
+    """Yield what depends on the settings, which are valid by themselves."""
+    yield _cache_directory(settings.cache_dir)
+    yield _port(settings, validator)
+    yield from _exposure(settings)
+    yield from _open_files(settings)
+
+
+def _python() -> Finding:
+    version = platform.python_version()
+    figures: dict[str, object] = {"version": version, "executable": sys.executable}
+    text = f"{platform.python_implementation()} {version} in {sys.prefix}"
+    return Finding(name="Python", text=text, figures=figures)
+
+
+def _platform() -> Finding:
+    libc = " ".join(platform.libc_ver()).strip()
+    release = platform.mac_ver()[0] or libc
+    text = f"{platform.system()} {platform.machine()}" + (f", {release}" if release else "")
+    figures: dict[str, object] = {
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "release": release,
+    }
+    supported = {("Linux", "x86_64"), ("Linux", "aarch64"), ("Darwin", "arm64")}
+    if (platform.system(), platform.machine()) not in supported:
+        mend = "use macOS on Apple silicon, or Linux on x86-64 or 64-bit Arm: MLX has no others"
+        return Finding(name="Platform", status="error", text=text, mend=mend, figures=figures)
+    return Finding(name="Platform", text=text, figures=figures)
+
+
+def _memory() -> Finding:
+    total, free = psutil.virtual_memory().total, available_memory()
+    cores = usable_cores()
+    text = f"{free / _GIB:.1f} GiB free of {total / _GIB:.1f} GiB, {cores} usable core"
+    figures: dict[str, object] = {"total_bytes": total, "available_bytes": free, "cores": cores}
+    if free < _GIB:
+        return Finding(
+            name="Memory",
+            status="warning",
+            text=text,
+            mend="close other programs: the starter model alone needs about 1 GiB",
+            figures=figures,
+        )
+    return Finding(name="Memory", text=text + ("s" if cores > 1 else ""), figures=figures)
+
+
+def _packages() -> Finding:
+    """Compare what is installed with what the distribution asks for."""
+    installed: dict[str, object] = {}
+    wrong: list[str] = []
+    for line in importlib.metadata.requires("mlx-pharos") or ():
+        wanted = Requirement(line)
+        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = importlib.metadata.version(wanted.name)
+        except importlib.metadata.PackageNotFoundError:
+            wrong.append(f"{wanted.name} is missing")
+            continue
+        installed[wanted.name] = version
+        if not wanted.specifier.contains(version, prereleases=True):
+            wrong.append(f"{wanted.name} is {version}, wanted {wanted.specifier}")
+    if wrong:
+        return Finding(
+            name="Packages",
+            status="error",
+            text="; ".join(wrong),
+            mend="install Pharos again: make install, or pip install --upgrade mlx-pharos",
+            figures=installed,
+        )
+    shown = ("mlx", "mlx-lm", "flask", "waitress")
+    text = ", ".join(f"{name} {installed[name]}" for name in shown if name in installed)
+    more = len(installed) - len(shown)
+    return Finding(name="Packages", text=f"{text} and {more} more", figures=installed)
+
+
+def probe_mlx(blas: str) -> tuple[dict[str, Any], str]:
+    """Return what MLX says of itself in a process of its own, or why it says nothing."""
+    command = [sys.executable, "-P", "-m", "mlx_pharos.doctor.probe", blas]
+    try:
+        done = subprocess.run(  # noqa: S603 - our own interpreter and module
+            command, capture_output=True, text=True, timeout=_PROBE_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return {}, f"no answer within {_PROBE_SECONDS:g} s"
+    if done.returncode != 0:
+        last = done.stderr.strip().splitlines()
+        return {}, last[-1] if last else f"ended with {done.returncode}"
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found, ""
+
+
+def _mlx(blas: str) -> Iterator[Finding]:
+    try:
+        backend = ConfigValidator().validate_mlx_backend()
+    except ConfigurationError as error:
+        problem = error.problems[0]
+        text, _, mend = problem.text.partition("; ")
+        yield Finding(name="MLX", status="error", text=f"MLX {text}", mend=mend)
+        return
+    found, failure = probe_mlx(blas)
+    if failure:
+        mend = "install Pharos again: make clean install, or pip install --force-reinstall mlx"
+        yield Finding(name="MLX", status="error", text=f"does not load: {failure}", mend=mend)
+        return
+    name = found["device_name"]
+    memory = found["device_memory_bytes"]
+    text = f"{backend} on the {found['device'].upper()}" + (f" ({name}" if name else "")
+    text += (f", {memory / _GIB:.0f} GiB" if memory else "") + (")" if name else "")
+    figures = {key: found[key] for key in ("device", "device_name", "device_memory_bytes")}
+    yield Finding(name="MLX", text=text, figures={"backend": backend, **figures})
+    yield _blas(found, blas)
+
+
+def _blas(found: dict[str, Any], setting: str) -> Finding:
+    figures = {key: value for key, value in found.items() if key.startswith("blas")}
+    text = f"{found['blas'] or 'none'}, measured {found['blas_gflops']:g} GFLOP/s"
+    if found["blas_optimised"] or found["device"] == "gpu" or not found["blas"]:
+        return Finding(name="BLAS", text=text, figures=figures)
+    if setting == "off":
+        mend = "remove the setting blas = off to be many times faster on the CPU"
+    elif "openblas" in Path(found["blas_library"]).name:
+        text = f"OpenBLAS is live, but only {found['blas_gflops']:g} GFLOP/s were measured"
+        mend = "look whether the machine is busy, and run the doctor again"
+    else:
+        mend = f"{found['blas_preload']}; mend: pip install cmeel-openblas"
+    return Finding(name="BLAS", status="warning", text=text, mend=mend, figures=figures)
+
+
+def _cache_directory(directory: Path) -> Finding:
+    existing = next(each for each in (directory, *directory.parents) if each.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+        free = shutil.disk_usage(existing).free
+    except OSError as error:
+        return Finding(
+            name="Cache",
+            status="error",
+            text=f"{directory} cannot be written: {error.strerror}",
+            mend="choose another directory: --cache-dir DIR or PHAROS_CACHE_DIR",
+        )
+    text = f"{directory}, {free / _GIB:.1f} GiB free"
+    figures: dict[str, object] = {"directory": str(directory), "free_bytes": free}
+    if free < _GIB:
+        return Finding(
+            name="Cache",
+            status="warning",
+            text=text,
+            mend="free some disk: the starter model takes about 0.4 GiB while it is converted",
+            figures=figures,
+        )
+    return Finding(name="Cache", text=text, figures=figures)
+
+
+def _port(settings: Settings, validator: ConfigValidator) -> Finding:
+    figures: dict[str, object] = {"host": settings.host, "port": settings.port}
+    try:
+        validator.validate_port(settings.port, host=settings.host)
+    except ConfigurationError as error:
+        text, _, mend = error.problems[0].text.partition("; ")
+        mend = mend or "choose another: --host ADDRESS and --port PORT"
+        return Finding(name="Address", status="error", text=text, mend=mend, figures=figures)
+    text = f"{settings.host}:{settings.port} is free"
+    return Finding(name="Address", text=text, figures=figures)
+
+
+def _exposure(settings: Settings) -> Iterator[Finding]:
+    loopback = settings.host in {"localhost", "::1"} or settings.host.startswith("127.")
+    if loopback or settings.api_key is not None:
+        return
+    yield Finding(
+        name="Access",
+        status="warning",
+        text=f"everybody who reaches {settings.host} can use the model: no key is asked for",
+        mend="set PHAROS_API_KEY, or listen on 127.0.0.1",
+    )
+
+
+def _open_files(settings: Settings) -> Iterator[Finding]:
+    """Every connection is an open file; the soft limit is 256 on macOS."""
+    threads = settings.threads or settings.max_batch + settings.max_queue
+    wanted = (settings.connection_limit or threads + _SPARE_FILES) + _SPARE_FILES
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    yield Finding(
+        name="Open files",
+        status="warning",
+        text=f"this shell allows {soft}, and the settings may need {wanted}",
+        mend=f"run `ulimit -n {wanted}` before `{os.path.basename(sys.argv[0])} serve`",  # noqa: PTH119
+        figures={"limit": soft, "wanted": wanted},
+    )

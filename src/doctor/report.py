@@ -1,0 +1,74 @@
+"""The doctor's report: a table for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from .. import __version__
+from ..config import ConfigurationError, ConfigValidator, load_settings
+from .checks import check_machine, check_settings
+from .finding import Finding
+from .model import check_model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import TextIO
+
+__all__ = ["examine", "print_report"]
+
+_MARKS = {"ok": "ok", "note": "note", "warning": "warn", "error": "FAIL"}
+
+
+def examine(arguments: Sequence[str]) -> Iterator[Finding]:
+    """Yield one finding after the other, for the settings that these flags make."""
+    try:
+        settings = load_settings(arguments)
+    except ConfigurationError as error:
+        for each in error.problems:
+            text = f"{each.subject} {each.text}"
+            mend = "correct it; `pharos serve --help` lists every setting"
+            yield Finding(name="Settings", status="error", text=text, mend=mend)
+        yield from check_machine("auto")
+        return
+    changed = len(settings.model_fields_set)
+    text = f"valid, {changed} of them set" if changed else "valid, all at their defaults"
+    yield Finding(name="Settings", text=text)
+    yield from check_machine(settings.blas)
+    yield check_model(settings)
+    yield from check_settings(settings, ConfigValidator(settings))
+
+
+def print_report(arguments: Sequence[str], *, as_json: bool, output: TextIO) -> bool:
+    """Write the report; return whether serving would work."""
+    findings: list[Finding] = []
+    for finding in examine(arguments):
+        findings.append(finding)
+        if not as_json:
+            output.write(_line(finding))
+            output.flush()
+    can_serve = all(finding.status != "error" for finding in findings)
+    if as_json:
+        answer = {
+            "version": __version__,
+            "can_serve": can_serve,
+            "findings": [asdict(finding) for finding in findings],
+        }
+        output.write(json.dumps(answer, indent=2) + "\n")
+    else:
+        output.write(_conclusion(findings, can_serve=can_serve))
+    return can_serve
+
+
+def _line(finding: Finding) -> str:
+    line = f"{_MARKS[finding.status]:4}  {finding.name:10}  {finding.text}\n"
+    return line + (f"{'':18}→ {finding.mend}\n" if finding.mend else "")
+
+
+def _conclusion(findings: Sequence[Finding], *, can_serve: bool) -> str:
+    if not can_serve:
+        failing = [finding.name for finding in findings if finding.status == "error"]
+        return f"\nServing would fail: {', '.join(dict.fromkeys(failing))}.\n"
+    warnings = sum(finding.status == "warning" for finding in findings)
+    return "\nServing would work" + (f", with {warnings} to look at.\n" if warnings else ".\n")

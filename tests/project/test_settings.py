@@ -1,0 +1,162 @@
+"""Settings: where they come from, and what a person is told when they are wrong."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pydantic
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlx_pharos.config import ConfigurationError, Settings, load_settings
+from mlx_pharos.settings import parse_size
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(autouse=True)
+def _nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Run in an empty directory, without variables of the person who runs the tests."""
+    for name in list(os.environ):
+        if name.startswith("PHAROS_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def _problems(*arguments: str) -> dict[str, str]:
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(arguments)
+    return {each.subject: each.text for each in caught.value.problems}
+
+
+def test_defaults_listen_to_this_machine_alone() -> None:
+    """Without any setting the starter model is served on 127.0.0.1:8080."""
+    settings = load_settings()
+    assert ("starter", "127.0.0.1", 8080) == (settings.model, settings.host, settings.port)
+
+
+def test_flags_win_over_environment_over_file_over_defaults(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each source wins over the ones after it, setting by setting."""
+    (tmp_path / "pharos.toml").write_text("port = 1001\nmax_batch = 1002\nmax_queue = 1003\n")
+    monkeypatch.setenv("PHAROS_PORT", "2001")
+    monkeypatch.setenv("PHAROS_MAX_BATCH", "2002")
+    settings = load_settings(["--port", "3001"])
+    expected = (3001, 2002, 1003, 0)
+    assert expected == (settings.port, settings.max_batch, settings.max_queue, settings.threads)
+
+
+def test_everything_wrong_is_said_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One report has the errors of the command line, the environment and the file."""
+    (tmp_path / "pharos.toml").write_text('prot = 1\nmax_batch = "many"\n')
+    monkeypatch.setenv("PHAROS_MODLE", "x")
+    monkeypatch.setenv("PHAROS_MAX_QUEUE", "-1")
+    problems = _problems("--port", "99999", "--tempo")
+    expected = {
+        "--tempo",
+        "PHAROS_MODLE",
+        "prot in pharos.toml",
+        "max_batch in pharos.toml",
+        "PHAROS_MAX_QUEUE",
+        "--port",
+    }
+    assert expected == problems.keys()
+    assert problems["PHAROS_MODLE"].endswith("did you mean PHAROS_MODEL?")
+    assert problems["prot in pharos.toml"].endswith("did you mean port?")
+
+
+def test_a_report_never_shows_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a wrong key nor a right one is printed."""
+    monkeypatch.setenv("PHAROS_API_KEY", " geheim ")
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(["--port", "x"])
+    assert "PHAROS_API_KEY" in caught.value.report()
+    assert "geheim" not in caught.value.report()
+    assert "geheim" not in repr(Settings.model_validate({"api_key": "geheim"}))
+
+
+def test_a_key_has_no_flag() -> None:
+    """The key cannot be given as a flag, and the report says how else."""
+    assert "PHAROS_API_KEY" in _problems("--api-key=geheim")["--api-key"]
+
+
+def test_a_named_file_must_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that was asked for and is missing is an error; a missing default is none."""
+    assert _problems("--config", "none.toml") == {"none.toml": "there is no such file"}
+    monkeypatch.setenv("PHAROS_CONFIG", "other.toml")
+    assert _problems() == {"other.toml": "there is no such file"}
+
+
+def test_a_broken_file_is_named(tmp_path: Path) -> None:
+    """A file that is not TOML is reported with the place of the error."""
+    (tmp_path / "pharos.toml").write_text("port =\n")
+    assert "line 1" in _problems()["pharos.toml"]
+
+
+def test_an_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty variable, as containers pass it, leaves the default."""
+    monkeypatch.setenv("PHAROS_PORT", "")
+    assert load_settings().port == 8080
+
+
+def test_too_few_threads_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer threads than requests that can be admitted would make health checks wait."""
+    monkeypatch.setenv("PHAROS_THREADS", "10")
+    assert "max_batch + max_queue (96)" in _problems()["PHAROS_THREADS"]
+
+
+def test_settings_are_frozen() -> None:
+    """Nobody changes a setting after the start."""
+    with pytest.raises(pydantic.ValidationError):
+        Settings().port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("4096", 4096),
+        ("10MiB", 10 * 1024**2),
+        ("10 mb", 10_000_000),
+        ("1.5GiB", 3 * 1024**3 // 2),
+        ("2k", 2000),
+        ("0", 0),
+    ],
+)
+def test_sizes_are_read(text: str, expected: int) -> None:
+    """Sizes are bytes, in powers of 1000 or, with an i, of 1024."""
+    assert expected == parse_size(text)
+
+
+@given(st.text())
+def test_any_text_is_a_size_or_refused_in_words(text: str) -> None:
+    """A size that cannot be read is refused with an example, whatever it is."""
+    try:
+        size = parse_size(text)
+    except ValueError as error:
+        size = error
+    assert isinstance(size, int) or "10MiB" in str(size)
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("starter", "starter"),
+        ("mlx-community/Some-Model-4bit", "mlx-community/Some-Model-4bit"),
+        ("/models/SmolLM2/", "SmolLM2"),
+        ("./llama.Q4_0.gguf", "llama.Q4_0"),
+    ],
+)
+def test_the_served_name_comes_from_the_model(model: str, expected: str) -> None:
+    """Without a name of its own, a model is served under the name that people would type."""
+    assert (expected,) == Settings(model=model).served_names
+    assert Settings(model=model, served_model_name=("a", "b")).served_names == ("a", "b")
+
+
+@pytest.mark.parametrize("names", ["a,,b", "a b", "a,a", "x" * 257, "a\x00"])
+def test_names_that_no_request_can_use_are_refused(names: str) -> None:
+    """A served name is short, printable, without spaces, and given once."""
+    assert "--served-model-name" in _problems("--served-model-name", names)
