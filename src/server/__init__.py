@@ -1,0 +1,14 @@
+"""The HTTP side: the OpenAI API on Flask and waitress.
+
+Begin with :func:`serve`; :func:`create_app` has the routes. A request goes
+through ``generate`` (read, submit, answer), ``families`` (chat and legacy
+completions, each a pair of translations) and ``run`` (its events).
+"""
+
+from __future__ import annotations
+
+from .app import create_app
+from .options import SamplingDefaults, ServerOptions
+from .serving import serve
+
+__all__ = ["SamplingDefaults", "ServerOptions", "create_app", "serve"]

@@ -1,0 +1,139 @@
+"""The Flask application: every route, and every error in OpenAI's shape.
+
+The order in which a request is judged: is there a route, does the key fit, is
+the server draining, can the body be read, is the model served, does the engine
+take it. Whatever goes wrong, the client gets JSON that says what and what to
+do; the text of an unexpected exception stays in the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import secrets
+import time
+from typing import TYPE_CHECKING
+
+from flask import Flask, Response, g, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
+
+from ..resilience.errors import (
+    InternalError,
+    InvalidRequestError,
+    MethodNotAllowedError,
+    PharosError,
+    RouteNotFoundError,
+)
+from .auth import check_api_key
+from .generate import GenerateRoute
+from .json_body import shown
+from .json_text import error_json
+from .reports import add_report_routes
+from .run import ClientGoneError
+from .shutdown import Shutdown
+
+if TYPE_CHECKING:
+    from ..engine.client import EngineClient
+    from .options import ServerOptions
+
+__all__ = ["create_app", "error_response"]
+
+_log = logging.getLogger(__name__)
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_CLIENT_CLOSED_REQUEST = 499
+"""nginx' status for a client that left; only the log ever sees it."""
+
+
+def create_app(
+    options: ServerOptions, engine: EngineClient, shutdown: Shutdown | None = None
+) -> Flask:
+    """Return the WSGI application.
+
+    Args:
+        options: Fixed for the application's life.
+        engine: Owned by the caller.
+        shutdown: Shared with the listener; its own where there is none.
+    """
+    app = Flask("mlx_pharos", static_folder=None)
+    # A path with two slashes is another path: a redirect would only confuse clients that post.
+    app.url_map.merge_slashes = False
+    app.url_map.strict_slashes = False
+    shutdown = shutdown or Shutdown()
+    _add_errors(app)
+    _add_request_id(app)
+
+    @app.before_request
+    def check_key() -> None:
+        if request.path.startswith("/v1/"):
+            check_api_key(request.headers.get("Authorization", ""), options.api_key)
+
+    generate = GenerateRoute(options, engine, shutdown)
+    app.add_url_rule("/v1/chat/completions", "chat_completions", generate.chat, methods=["POST"])
+    app.add_url_rule("/v1/completions", "completions", generate.completion, methods=["POST"])
+    add_report_routes(app, options, engine, shutdown, started_at=int(time.time()))
+    return app
+
+
+def error_response(error: PharosError) -> Response:
+    """Return the response for an error: its status, its JSON and the headers that go with it."""
+    response = Response(error_json(error), status=error.status, content_type="application/json")
+    if error.retry_after is not None:
+        response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if error.status == 401:  # noqa: PLR2004
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+def _add_errors(app: Flask) -> None:
+    @app.errorhandler(PharosError)
+    def pharos_error(error: PharosError) -> Response:
+        return error_response(error)
+
+    @app.errorhandler(ClientGoneError)
+    def client_gone(_: ClientGoneError) -> Response:
+        return Response(status=_CLIENT_CLOSED_REQUEST)
+
+    @app.errorhandler(HTTPException)
+    def http_error(error: HTTPException) -> Response:
+        response = error_response(_from_werkzeug(error))
+        if isinstance(error, MethodNotAllowed) and error.valid_methods:
+            response.headers["Allow"] = ", ".join(sorted(error.valid_methods))
+        return response
+
+    @app.errorhandler(Exception)
+    def unexpected(_: Exception) -> Response:
+        _log.exception("a request failed in the server")
+        message = "The server failed unexpectedly. Its log has the details under the request id."
+        return error_response(InternalError(message))
+
+
+def _from_werkzeug(error: HTTPException) -> PharosError:
+    if isinstance(error, NotFound):
+        message = f"There is no route {shown(request.path)}. See /openapi.json for those there are."
+        return RouteNotFoundError(message)
+    if isinstance(error, MethodNotAllowed):
+        message = (
+            f"The route {shown(request.path)} does not take {shown(request.method)}. "
+            "The header 'Allow' lists what it takes."
+        )
+        return MethodNotAllowedError(message)
+    return InvalidRequestError("The request cannot be understood.")
+
+
+def _add_request_id(app: Flask) -> None:
+    @app.before_request
+    def choose() -> None:
+        given = request.headers.get("X-Request-Id", "")
+        g.request_id = given if _REQUEST_ID.fullmatch(given) else new_request_id()
+
+    @app.after_request
+    def send(response: Response) -> Response:
+        response.headers["X-Request-Id"] = g.get("request_id") or new_request_id()
+        return response
+
+
+def new_request_id() -> str:
+    """Return an id for a request that brought none."""
+    return f"req_{secrets.token_hex(12)}"

@@ -1,0 +1,109 @@
+"""The routes that generate: read, submit, answer in one body or as a stream."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from flask import Response, request
+
+from ..resilience.errors import DrainingError, ModelNotFoundError, RequestError
+from .envelope import Envelope
+from .families import ChatFamily, CompletionFamily, check_capacity
+from .json_body import read_json_object, shown
+from .run import RequestPatience, start_run
+from .sse import EventStream
+
+if TYPE_CHECKING:
+    from ..engine.client import EngineClient
+    from .call import GenerationCall
+    from .families import Family
+    from .options import ServerOptions
+    from .run import Run
+    from .shutdown import Shutdown
+
+__all__ = ["GenerateRoute", "check_served"]
+
+_STREAM_HEADERS = {
+    "Cache-Control": "no-cache",
+    # nginx would collect the events otherwise.
+    "X-Accel-Buffering": "no",
+}
+
+
+class GenerateRoute:
+    """Answers a generation request of any family. One object, called by many threads."""
+
+    def __init__(self, options: ServerOptions, engine: EngineClient, shutdown: Shutdown) -> None:
+        self._options = options
+        self._engine = engine
+        self._shutdown = shutdown
+
+    def chat(self) -> Response:
+        """``POST /v1/chat/completions``."""
+        return self._generate(ChatFamily())
+
+    def completion(self) -> Response:
+        """``POST /v1/completions``."""
+        return self._generate(CompletionFamily())
+
+    def _generate(self, family: Family) -> Response:
+        options = self._options
+        if self._shutdown.draining:
+            message = "The server is shutting down. Retry against another instance, or later."
+            raise DrainingError(message, retry_after=5.0)
+        body = read_json_object(request.environ, max_bytes=options.max_body_bytes)
+        call = family.read(body, options.sampling)
+        check_served(call.model, options)
+        check_capacity(call, options.max_batch + options.max_queue, family.prompt_field)
+        run = self._start(call, family)
+        envelope = Envelope(options.model_name)
+        if call.stream:
+            return self._stream(family, call, run, envelope)
+        return _whole(family, call, run, envelope)
+
+    def _start(self, call: GenerationCall, family: Family) -> Run:
+        environ: dict[str, Any] = request.environ
+        disconnected = environ.get("waitress.client_disconnected", bool)
+        patience = RequestPatience(disconnected, self._shutdown.is_out_of_time)
+        try:
+            return start_run(self._engine, call, patience, self._options.poll_seconds)
+        except RequestError as error:
+            if error.param in {"messages", "prompt"}:
+                error.param = family.prompt_field
+            raise
+
+    def _stream(
+        self, family: Family, call: GenerationCall, run: Run, envelope: Envelope
+    ) -> Response:
+        stream = EventStream(
+            run,
+            family.stream(call, envelope, run.choices),
+            include_usage=call.include_usage,
+            keep_alive_seconds=self._options.keep_alive_seconds,
+        )
+        return Response(
+            stream,
+            content_type="text/event-stream; charset=utf-8",
+            headers=_STREAM_HEADERS,
+            # werkzeug hands the iterable to waitress as it is, close() included.
+            direct_passthrough=True,
+        )
+
+
+def check_served(model: str, options: ServerOptions) -> None:
+    """Raise :class:`ModelNotFoundError` where the server has no such model."""
+    if model not in options.served_model_names:
+        served = ", ".join(map(shown, options.served_model_names))
+        message = f"The model {shown(model)} is not served here. Served: {served}."
+        raise ModelNotFoundError(message, param="model")
+
+
+def _whole(family: Family, call: GenerationCall, run: Run, envelope: Envelope) -> Response:
+    try:
+        answer = family.answer(call, envelope, run.choices)
+        while not run.finished:
+            answer.add(run.receive())
+        body = answer.body(run.usage())
+    finally:
+        run.close()
+    return Response(body, content_type="application/json")

@@ -1,0 +1,212 @@
+"""The listening sockets, the I/O loop, and the end: stop, drain, leave.
+
+The loop runs in the thread that calls :meth:`Listener.run`; in a server that
+is the main thread, where signals arrive too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import resource
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+from waitress import wasyncore
+from waitress.adjustments import Adjustments
+from waitress.task import ThreadedTaskDispatcher
+
+from .channel import Server
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+    from .options import ServerOptions
+    from .shutdown import Shutdown
+
+__all__ = ["ListenError", "Listener"]
+
+_log = logging.getLogger(__name__)
+
+_LOOP_SECONDS = 1.0
+"""How often deadlines of connections are looked at while nothing happens."""
+_DRAIN_LOOP_SECONDS = 0.05
+_LAST_WORDS_SECONDS = 2.0
+"""Time to deliver the error events of requests that the drain cut off."""
+_OTHER_FILES = 128
+"""Files that are no connections: the engine's pipe, logs, temporary files of large bodies."""
+_LARGEST_ANSWER = 64 * 1024 * 1024
+"""Bytes that may wait for a slow reader before its thread waits too; beyond 1 MiB on disk."""
+
+
+class ListenError(Exception):
+    """The server cannot listen; the text says what to do."""
+
+
+class Listener:
+    """Owns the sockets and the worker threads. Made before the model is loaded.
+
+    Raises:
+        ListenError: The address is taken, not allowed, or not of this machine.
+    """
+
+    def __init__(
+        self, application: WSGIApplication, options: ServerOptions, shutdown: Shutdown
+    ) -> None:
+        self._options = options
+        self._shutdown = shutdown
+        self._stops = 0
+        self._deadline = 0.0
+        sockets = _bind(options.host, options.port)
+        self.port: int = sockets[0].getsockname()[1]
+        self._map: dict[int, Any] = {}
+        adjustments = _adjustments(options, sockets)
+        self._dispatcher = ThreadedTaskDispatcher()
+        self._dispatcher.set_thread_count(adjustments.threads)
+        self._servers = [self._server(application, adjustments, one) for one in sockets]
+
+    @property
+    def url(self) -> str:
+        """Where clients reach the server."""
+        host = self._options.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    def run(self) -> None:
+        """Serve until :meth:`stop` was called and the drain is over."""
+        try:
+            while not (self._stops and self._drained()):
+                wait = _DRAIN_LOOP_SECONDS if self._stops else _LOOP_SECONDS
+                wasyncore.loop(timeout=wait, use_poll=True, map=self._map, count=1)
+        finally:
+            wasyncore.close_all(self._map)
+            self._dispatcher.shutdown(timeout=1)
+
+    def stop(self) -> None:
+        """Begin the drain; called again, end it. Safe from any thread and in signal handlers."""
+        self._stops += 1
+        with contextlib.suppress(OSError):
+            self._servers[0].pull_trigger()
+
+    def _drained(self) -> bool:
+        """Take the next step of the drain; True when there is nothing left to wait for."""
+        now = time.monotonic()
+        if not self._shutdown.draining:
+            self._shutdown.draining = True
+            self._deadline = now + self._options.drain_seconds
+            _log.info("shutting down; running requests get %g s", self._options.drain_seconds)
+        if not any(server.busy for server in self._servers):
+            return True
+        if self._shutdown.out_of_time:
+            return now > self._deadline
+        if now > self._deadline or self._stops > 1:
+            self._shutdown.out_of_time = True
+            self._deadline = now + _LAST_WORDS_SECONDS
+            _log.warning("the time to finish is over; running requests end with an error")
+        return False
+
+    def _server(
+        self, application: WSGIApplication, adjustments: Adjustments, sock: socket.socket
+    ) -> Server:
+        server = Server(
+            application,
+            self._map,
+            _sock=sock,
+            dispatcher=self._dispatcher,
+            adj=adjustments,
+            bind_socket=False,
+            sockinfo=(sock.family, sock.type, sock.proto, sock.getsockname()),
+        )
+        server.options = self._options
+        return server
+
+
+def _adjustments(options: ServerOptions, sockets: list[socket.socket]) -> Adjustments:
+    return Adjustments(
+        sockets=sockets,
+        threads=options.thread_count,
+        connection_limit=_allowed_connections(options.connection_count),
+        # A client that leaves while nothing is sent is only seen when input is read meanwhile.
+        channel_request_lookahead=1,
+        # select() fails on file descriptors from 1024 on.
+        asyncore_use_poll=True,
+        # waitress refuses "this many or more"; framing of chunks counts, and must not decide.
+        max_request_body_size=options.max_body_bytes + options.max_body_bytes // 4 + 65536,
+        max_request_header_size=64 * 1024,
+        recv_bytes=64 * 1024,
+        outbuf_high_watermark=_LARGEST_ANSWER,
+        channel_timeout=max(1, int(options.idle_seconds)),
+        cleanup_interval=1,
+        # A client that leaves is no event for the log.
+        log_socket_errors=False,
+        expose_tracebacks=False,
+        ident="pharos",
+        server_name="localhost",
+    )
+
+
+def _allowed_connections(wanted: int) -> int:
+    """Raise the limit of open files for ``wanted`` connections; return how many it allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + _OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return wanted
+    target = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
+        soft = target
+    if soft < needed:
+        _log.warning("only %d files may be open: at most %d connections", soft, soft - _OTHER_FILES)
+        return max(_OTHER_FILES, soft - _OTHER_FILES)
+    return wanted
+
+
+def _bind(host: str, port: int) -> list[socket.socket]:
+    """Return bound sockets, one per address of ``host``; port 0 is chosen once for all."""
+    try:
+        found = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except OSError:
+        message = f"'{host}' is not a name or address that this machine knows. Check the host."
+        raise ListenError(message) from None
+    sockets: list[socket.socket] = []
+    failure: OSError | None = None
+    for family, kind, protocol, _, address in dict.fromkeys(found):
+        place = (address[0], port, *address[2:])
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind(place)
+            # Here and not later: only this finds a port that somebody listens on.
+            sock.listen(1024)
+        except OSError as error:
+            sock.close()
+            failure = error
+            if error.errno != errno.EADDRNOTAVAIL:
+                break
+            continue
+        sockets.append(sock)
+        port = sock.getsockname()[1]
+    if sockets and (failure is None or failure.errno == errno.EADDRNOTAVAIL):
+        return sockets
+    for sock in sockets:
+        sock.close()
+    raise ListenError(_mend(host, port, failure))
+
+
+def _mend(host: str, port: int, error: OSError | None) -> str:
+    number = error.errno if error else None
+    if number == errno.EADDRINUSE:
+        return (
+            f"Port {port} on {host} is taken by another program. "
+            "Stop that program, or choose another port."
+        )
+    if number == errno.EACCES:
+        return f"Port {port} needs privileges. Choose a port from 1024 on."
+    if number == errno.EADDRNOTAVAIL:
+        return f"{host} is not an address of this machine. Use 127.0.0.1, or 0.0.0.0 for all."
+    return f"Cannot listen on {host}, port {port}: {error.strerror if error else 'no address'}."

@@ -1,0 +1,86 @@
+"""What the routes about the server itself answer: models, health, errors."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from .strict_model import StrictModel
+
+__all__ = ["CacheSummary", "ErrorAnswer", "Health", "Live", "Model", "ModelList", "Ready"]
+
+
+class Model(StrictModel):
+    """A served name."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    """Seconds since 1970: when this server started."""
+    owned_by: str
+
+
+class ModelList(StrictModel):
+    """All served names; the first is the one that answers carry."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+class ErrorDetail(StrictModel):
+    """What is wrong, and what to do."""
+
+    message: str
+    type: str
+    param: str | None
+    """The field at fault, in the form ``messages[0].content``."""
+    code: str | None
+
+
+class ErrorAnswer(StrictModel):
+    """Every error of this server has this shape, with whatever status."""
+
+    error: ErrorDetail
+
+
+class Live(StrictModel):
+    """The server process answers."""
+
+    status: Literal["ok"]
+
+
+class Ready(StrictModel):
+    """Whether a generation request would be taken now."""
+
+    status: Literal["ready", "loading", "down", "draining"]
+    reason: str
+    """Empty when ready."""
+
+
+class CacheSummary(StrictModel):
+    """The prompt cache, as the engine last reported it."""
+
+    entries: int
+    bytes: int
+    limit_bytes: int
+    hits: int
+    misses: int
+
+
+class Health(StrictModel):
+    """A report for people; probes use ``/livez`` and ``/readyz``."""
+
+    status: Literal["ok", "loading", "down", "draining"]
+    reason: str
+    """Why the status is not ``ok``; empty when it is."""
+    model: str
+    """The first served name."""
+    model_loaded: bool
+    device: str | None
+    """What computes: ``cpu`` or ``gpu``; null until the model is loaded."""
+    context_length: int | None
+    """Tokens of prompt and answer together; null until the model is loaded."""
+    running: int = Field(description="Sequences in prefill or decode.")
+    waiting: int = Field(description="Sequences in the queue.")
+    cache: CacheSummary

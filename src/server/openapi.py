@@ -1,0 +1,211 @@
+"""The OpenAPI document, generated from the same models that read the requests.
+
+A test compares the table of operations with the application's routes, and the
+answers of a running server with the schemas.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pydantic.json_schema import models_json_schema
+
+from .. import __version__
+from .chat_schema import ChatCompletion, ChatCompletionChunk, ChatRequest
+from .completion_schema import Completion, CompletionRequest
+from .model_schema import ErrorAnswer, Health, Live, Model, ModelList, Ready
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from .options import ServerOptions
+
+__all__ = ["OPERATIONS", "Operation", "build_document"]
+
+_REFERENCE = "#/components/schemas/{model}"
+_RETRY_AFTER = {
+    "Retry-After": {
+        "description": "Seconds after which a retry makes sense.",
+        "required": True,
+        "schema": {"type": "integer", "minimum": 1},
+    }
+}
+_REQUEST_ID = {
+    "X-Request-Id": {
+        "description": "The request's id, also in the server's log; the client may choose it.",
+        "required": True,
+        "schema": {"type": "string"},
+    }
+}
+_ERRORS = {
+    400: "The body is not strict JSON, or a field has a wrong type, shape or range.",
+    401: "The API key is missing or wrong.",
+    404: "No such model is served.",
+    413: "The body is larger than the configured limit.",
+    415: "The body is not declared as JSON in UTF-8.",
+    500: "The server or the engine failed.",
+    503: "Queue full, engine loading or down, or the server is shutting down.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One method of one path."""
+
+    method: str
+    path: str
+    name: str
+    summary: str
+    answer: type[BaseModel] | None
+    """None: any JSON object."""
+    request: type[BaseModel] | None = None
+    chunk: type[BaseModel] | None = None
+    """What each event of a stream holds."""
+    errors: tuple[int, ...] = (500,)
+    other_answers: dict[int, type[BaseModel]] = field(default_factory=dict)
+    """Answers with a status of their own that are no errors in OpenAI's shape."""
+
+
+_GENERATE_ERRORS = (400, 401, 404, 413, 415, 500, 503)
+
+OPERATIONS = (
+    Operation(
+        "post",
+        "/v1/chat/completions",
+        "createChatCompletion",
+        "Answer a conversation.",
+        ChatCompletion,
+        request=ChatRequest,
+        chunk=ChatCompletionChunk,
+        errors=_GENERATE_ERRORS,
+    ),
+    Operation(
+        "post",
+        "/v1/completions",
+        "createCompletion",
+        "Go on with a text.",
+        Completion,
+        request=CompletionRequest,
+        chunk=Completion,
+        errors=_GENERATE_ERRORS,
+    ),
+    Operation(
+        "get", "/v1/models", "listModels", "List the served names.", ModelList, errors=(401, 500)
+    ),
+    Operation(
+        "get",
+        "/v1/models/{model}",
+        "retrieveModel",
+        "Describe a served name.",
+        Model,
+        errors=(401, 404, 500),
+    ),
+    Operation("get", "/livez", "livez", "Does the process answer?", Live),
+    Operation(
+        "get",
+        "/readyz",
+        "readyz",
+        "Would a generation request be taken now?",
+        Ready,
+        other_answers={503: Ready},
+    ),
+    Operation("get", "/health", "health", "Report the state, for people.", Health),
+    Operation("get", "/openapi.json", "openapi", "This document.", None),
+)
+
+
+def build_document(options: ServerOptions) -> dict[str, Any]:
+    """Return the document of a server with these options."""
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.method] = _operation(operation, options)
+    document: dict[str, Any] = {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Pharos",
+            "version": __version__,
+            "summary": "The OpenAI API, served by MLX",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "paths": paths,
+        "components": {"schemas": _schemas(options)},
+    }
+    if options.api_key:
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    return document
+
+
+def _schemas(options: ServerOptions) -> dict[str, Any]:
+    models: list[type[BaseModel]] = [ErrorAnswer]
+    for operation in OPERATIONS:
+        models += [m for m in (operation.request, operation.answer, operation.chunk) if m]
+        models += operation.other_answers.values()
+    _, definitions = models_json_schema(
+        [(model, "validation") for model in dict.fromkeys(models)], ref_template=_REFERENCE
+    )
+    schemas: dict[str, Any] = definitions["$defs"]
+    for request in (ChatRequest, CompletionRequest):
+        schemas[request.__name__]["properties"]["model"] = {
+            "type": "string",
+            "enum": list(options.served_model_names),
+            "description": "A served name; any other is a 404.",
+        }
+    return schemas
+
+
+def _operation(operation: Operation, options: ServerOptions) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "operationId": operation.name,
+        "summary": operation.summary,
+        "responses": _responses(operation, options),
+    }
+    if operation.request is not None:
+        content = {"application/json": {"schema": _reference(operation.request)}}
+        document["requestBody"] = {"required": True, "content": content}
+    if "{model}" in operation.path:
+        document["parameters"] = [
+            {
+                "name": "model",
+                "in": "path",
+                "required": True,
+                "description": "A served name; slashes in it may stay as they are.",
+                "schema": {"type": "string", "minLength": 1},
+                "example": options.model_name,
+            }
+        ]
+    if options.api_key and 401 in operation.errors:  # noqa: PLR2004
+        document["security"] = [{"key": []}]
+    return document
+
+
+def _responses(operation: Operation, options: ServerOptions) -> dict[str, Any]:
+    schema = _reference(operation.answer) if operation.answer else {"type": "object"}
+    content: dict[str, Any] = {"application/json": {"schema": schema}}
+    description = "The answer."
+    if operation.chunk is not None:
+        content["text/event-stream"] = {"schema": {"type": "string"}}
+        description = (
+            "The answer. With 'stream': true server-sent events, each of which holds a "
+            f"{operation.chunk.__name__} or, as the last but one, an ErrorAnswer; "
+            "the last is [DONE]."
+        )
+    responses = {"200": {"description": description, "headers": _REQUEST_ID, "content": content}}
+    for status, model in operation.other_answers.items():
+        responses[str(status)] = _answer("The answer is no.", _reference(model), status)
+    for status in operation.errors:
+        if status != 401 or options.api_key:  # noqa: PLR2004
+            responses[str(status)] = _answer(_ERRORS[status], _reference(ErrorAnswer), status)
+    return responses
+
+
+def _answer(description: str, schema: dict[str, Any], status: int) -> dict[str, Any]:
+    return {
+        "description": description,
+        "headers": _REQUEST_ID | (_RETRY_AFTER if status == 503 else {}),  # noqa: PLR2004
+        "content": {"application/json": {"schema": schema}},
+    }
+
+
+def _reference(model: type[BaseModel]) -> dict[str, Any]:
+    return {"$ref": _REFERENCE.format(model=model.__name__)}

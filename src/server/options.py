@@ -1,0 +1,81 @@
+"""What the server room is told at start. It never reads settings or the environment itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["SamplingDefaults", "ServerOptions"]
+
+_SPARE_THREADS = 8
+"""Threads beyond those that admitted requests can hold: refusals, health checks, model lists."""
+_SPARE_CONNECTIONS = 128
+"""Connections beyond the threads: idle keep-alive ones, and some that are being refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingDefaults:
+    """What a request gets for a sampling field that it leaves out.
+
+    The values are OpenAI's, so that a client sees the same behaviour here.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 is off."""
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    max_tokens: int = 0
+    """Answer tokens of a chat; 0 lets it go on to the end of the context window."""
+    completion_max_tokens: int = 16
+    """Answer tokens of a legacy completion, 16 as OpenAI has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """One frozen object for the whole life of the server."""
+
+    served_model_names: tuple[str, ...]
+    """Names that requests may use; the first is the one that answers carry."""
+    host: str = "127.0.0.1"
+    """Loopback: nobody serves to a network by accident."""
+    port: int = 8080
+    """0 lets the system choose."""
+    api_key: str = ""
+    """What ``Authorization: Bearer`` must carry; empty switches the check off."""
+    max_body_bytes: int = 10 * 1024 * 1024
+    """Beyond the longest conversation that a model can read, below what hurts to hold."""
+    keep_alive_seconds: float = 5.0
+    """Silence on a stream after which a comment is sent; proxies cut at 30 to 60 s."""
+    poll_seconds: float = 0.2
+    """How soon a client that left in silence, and the end of the drain, are noticed."""
+    max_batch: int = 32
+    max_queue: int = 256
+    threads: int = 0
+    """0 takes batch + queue + spare, so a refusal and a health check always find one."""
+    connection_limit: int = 0
+    """Open connections, idle ones included; 0 takes the threads + spare."""
+    header_seconds: float = 30.0
+    """Time a client has to send a request's headers. waitress itself has no such limit."""
+    body_seconds: float = 300.0
+    """Time a client has to send a whole request: 10 MiB at 35 kB/s."""
+    idle_seconds: float = 120.0
+    """How long a connection may stay open without a request."""
+    drain_seconds: float = 30.0
+    """Time that running requests get to finish after SIGTERM."""
+    sampling: SamplingDefaults = SamplingDefaults()
+
+    @property
+    def thread_count(self) -> int:
+        """How many threads waitress starts."""
+        return self.threads or self.max_batch + self.max_queue + _SPARE_THREADS
+
+    @property
+    def connection_count(self) -> int:
+        """How many connections may be open at once."""
+        return self.connection_limit or self.thread_count + _SPARE_CONNECTIONS
+
+    @property
+    def model_name(self) -> str:
+        """The name that answers carry."""
+        return self.served_model_names[0]

@@ -1,0 +1,248 @@
+"""One call while it runs: its submissions to the engine, and what its choices gain.
+
+This is the generation core that the API families are translations around. A
+run belongs to the thread that answers the request. Whoever starts one closes
+it: closing frees what the engine still holds for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from ..engine.protocol import Accepted, Delta, Finish
+from ..resilience.errors import DrainingError, EngineFailureError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ..engine.client import EngineClient
+    from ..engine.generation import Generation
+    from ..engine.protocol import RequestEvent, TokenLogprob
+    from .call import GenerationCall
+
+__all__ = ["ClientGoneError", "Ending", "Gain", "Patience", "Run", "TokenUsage", "start_run"]
+
+Ending = Literal["stop", "length"]
+
+_TURN_SECONDS = 0.02
+"""How long one of several prompts is waited for before the others are looked at."""
+
+
+class ClientGoneError(Exception):
+    """The client closed its connection: there is nobody to answer. Never leaves this room."""
+
+
+class Patience(Protocol):
+    """Says whether waiting still makes sense."""
+
+    def check(self) -> None:
+        """Raise :class:`ClientGoneError` or :class:`DrainingError` when it does not."""
+
+
+@dataclass(slots=True)
+class Gain:
+    """What a choice gained since it was last looked at."""
+
+    choice: int
+    """Its index in the answer, over all prompts."""
+    text: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    ending: Ending | None = None
+
+
+@dataclass(slots=True)
+class TokenUsage:
+    """Token counts of the engine, over all choices that have ended."""
+
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
+
+
+@dataclass(slots=True)
+class _Submission:
+    """One prompt in the engine."""
+
+    generation: Generation
+    first_choice: int
+    unfinished: int
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    accepted: bool = False
+    backlog: list[RequestEvent] = field(default_factory=list)
+    """Events that came together with the acceptance."""
+
+    def receive(self, timeout: float) -> list[RequestEvent]:
+        """Return the events that wait."""
+        if self.backlog:
+            events, self.backlog = self.backlog, []
+            return events
+        return self.generation.receive(timeout)
+
+    def accept(self, timeout: float) -> None:
+        """Look for the acceptance; raises what the engine has against the request."""
+        for event in self.generation.receive(timeout):
+            if isinstance(event, Accepted):
+                self.accepted = True
+                self.prompt_tokens = event.prompt_tokens
+            else:
+                self.backlog.append(event)
+
+
+def start_run(engine: EngineClient, call: GenerationCall, patience: Patience, poll: float) -> Run:
+    """Submit all prompts of a call and wait until the engine has accepted each.
+
+    Args:
+        engine: Where to submit.
+        call: What to generate.
+        patience: Asked at least every ``poll`` seconds.
+        poll: Seconds.
+
+    Returns:
+        A run that its receiver has to close.
+
+    Raises:
+        RefusedError: Nothing runs; come back later.
+        RequestError: The engine cannot take a prompt.
+        GenerationError: The engine died or failed.
+        ClientGoneError: Nobody waits any more.
+    """
+    run = Run(patience, poll)
+    try:
+        for prompt in call.prompts:
+            generation = engine.submit(
+                prompt,
+                call.sampling,
+                n=call.n,
+                max_tokens=call.max_tokens,
+                stop=call.stop,
+                logprobs=call.logprobs,
+                top_logprobs=call.top_logprobs,
+                echo=call.echo,
+            )
+            run.add(generation, call.n)
+        run.wait_accepted()
+    except BaseException:
+        run.close()
+        raise
+    return run
+
+
+class Run:
+    """The submissions of one call, in the order of its prompts."""
+
+    def __init__(self, patience: Patience, poll: float) -> None:
+        self._patience = patience
+        self._poll = poll
+        self._submissions: list[_Submission] = []
+        self._live: list[_Submission] = []
+        """Those with choices that have not ended."""
+        self.choices = 0
+        """How many choices the answer has."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether every choice has ended."""
+        return not self._live
+
+    def add(self, generation: Generation, n: int) -> None:
+        """Take over a submission of ``n`` choices."""
+        submission = _Submission(generation, first_choice=self.choices, unfinished=n)
+        self._submissions.append(submission)
+        self._live.append(submission)
+        self.choices += n
+
+    def wait_accepted(self) -> None:
+        """Wait until the engine has accepted every submission."""
+        for submission in self._submissions:
+            while not submission.accepted:
+                submission.accept(self._poll)
+                self._patience.check()
+
+    def receive(self) -> Sequence[Gain]:
+        """Wait for news and return what the choices gained; nothing after ``poll`` seconds.
+
+        Raises:
+            GenerationError: The engine died or failed.
+            DrainingError: The server's time to finish is over.
+            ClientGoneError: Nobody waits any more.
+        """
+        gains: dict[int, Gain] = {}
+        if len(self._live) == 1:
+            self._collect(self._live[0], self._poll, gains)
+        else:
+            waited = 0.0
+            while not gains and waited < self._poll:
+                for place, submission in enumerate(tuple(self._live)):
+                    self._collect(submission, 0.0 if place else _TURN_SECONDS, gains)
+                waited += _TURN_SECONDS
+        self._patience.check()
+        return tuple(gains.values())
+
+    def usage(self) -> TokenUsage:
+        """Return the counts of what has ended so far."""
+        return TokenUsage(
+            prompt=sum(submission.prompt_tokens for submission in self._submissions),
+            cached=sum(submission.cached_tokens for submission in self._submissions),
+            completion=sum(submission.completion_tokens for submission in self._submissions),
+        )
+
+    def close(self) -> None:
+        """Cancel what has not ended. Safe to call again."""
+        for submission in self._submissions:
+            submission.generation.close()
+
+    def _collect(self, submission: _Submission, timeout: float, gains: dict[int, Gain]) -> None:
+        for event in submission.receive(timeout):
+            if isinstance(event, Delta):
+                gain = _gain(gains, submission.first_choice + event.choice)
+                gain.text += event.text
+                gain.logprobs += event.logprobs
+            elif isinstance(event, Finish):
+                gain = _gain(gains, submission.first_choice + event.choice)
+                gain.ending = _ending(event)
+                self._count(submission, event)
+
+    def _count(self, submission: _Submission, finish: Finish) -> None:
+        submission.completion_tokens += finish.completion_tokens
+        submission.cached_tokens = max(submission.cached_tokens, finish.cached_tokens)
+        submission.unfinished -= 1
+        if submission.unfinished == 0:
+            self._live.remove(submission)
+
+
+class RequestPatience:
+    """Patience of one request: its connection is open, and the server has time.
+
+    Args:
+        disconnected: waitress' look at the connection.
+        out_of_time: Whether the server's time to finish is over.
+    """
+
+    def __init__(self, disconnected: Callable[[], bool], out_of_time: Callable[[], bool]) -> None:
+        self._disconnected = disconnected
+        self._out_of_time = out_of_time
+
+    def check(self) -> None:
+        """Raise when waiting makes no sense any more."""
+        if self._disconnected():
+            raise ClientGoneError
+        if self._out_of_time():
+            message = "The server shut down before this request was done. Send it again."
+            raise DrainingError(message)
+
+
+def _gain(gains: dict[int, Gain], choice: int) -> Gain:
+    gain = gains.get(choice)
+    if gain is None:
+        gain = gains[choice] = Gain(choice)
+    return gain
+
+
+def _ending(finish: Finish) -> Ending:
+    if finish.reason == "cancelled":
+        message = "The engine cancelled this request. Send it again."
+        raise EngineFailureError(message)
+    return finish.reason

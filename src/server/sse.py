@@ -1,0 +1,84 @@
+"""A stream of server-sent events: the WSGI iterable that waitress pulls and closes."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from ..resilience.errors import InternalError, PharosError
+from .json_text import DONE, KEEP_ALIVE, error_event
+from .run import ClientGoneError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from .run import Gain, Run, TokenUsage
+
+__all__ = ["EventStream", "StreamWriter"]
+
+_log = logging.getLogger(__name__)
+
+
+class StreamWriter(Protocol):
+    """How an API family writes its chunks."""
+
+    def first(self) -> bytes:
+        """Return what is sent before the first token."""
+
+    def chunks(self, gains: Sequence[Gain]) -> bytes:
+        """Return the chunks for what the choices gained."""
+
+    def usage(self, usage: TokenUsage) -> bytes:
+        """Return the chunk that carries the usage."""
+
+
+class EventStream:
+    """Owns the run: :meth:`close` ends it, whether or not a byte was ever pulled.
+
+    waitress pulls and closes in one thread, and sends each piece before it
+    pulls the next. Tokens that came meanwhile leave together in one piece.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        writer: StreamWriter,
+        *,
+        include_usage: bool,
+        keep_alive_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._run = run
+        self._writer = writer
+        self._include_usage = include_usage
+        self._keep_alive = keep_alive_seconds
+        self._clock = clock
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield the stream; it always ends with ``[DONE]``, or with the client gone."""
+        yield self._writer.first()
+        try:
+            yield from self._answer()
+        except ClientGoneError:
+            return
+        except PharosError as error:
+            yield error_event(error)
+        except Exception:  # noqa: BLE001 - the border of the request, which tells its client
+            _log.exception("a stream failed")
+            yield error_event(InternalError("The server failed while it streamed the answer."))
+
+    def close(self) -> None:
+        """Cancel what still runs. waitress calls it at the end, however that comes."""
+        self._run.close()
+
+    def _answer(self) -> Iterator[bytes]:
+        sent_at = self._clock()
+        while not self._run.finished:
+            data = self._writer.chunks(self._run.receive())
+            if not data and self._clock() - sent_at >= self._keep_alive:
+                data = KEEP_ALIVE
+            if data:
+                yield data
+                sent_at = self._clock()
+        yield self._writer.usage(self._run.usage()) + DONE if self._include_usage else DONE
