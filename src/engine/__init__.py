@@ -1,0 +1,1 @@
+"""The engine: its client in the server process, and the process itself."""

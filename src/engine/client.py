@@ -230,7 +230,7 @@ class EngineClient:
                 self._dispatch(protocol.decode_from_engine(connection.recv_bytes()))
         except (EOFError, OSError):
             pass
-        except Exception:
+        except Exception:  # noqa: BLE001 - a thread's border: every request must be told
             _log.exception("the engine sent a message that cannot be read")
         self._end_all(self._process.describe_end())
 

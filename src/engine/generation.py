@@ -26,8 +26,10 @@ _REJECTIONS = {
         "messages",
     ),
     "bad_template": (
-        "The model's chat template does not accept this conversation. "
-        "Check the roles and their order.",
+        (
+            "The model's chat template does not accept this conversation. "
+            "Check the roles and their order."
+        ),
         "messages",
     ),
     "empty_prompt": ("The prompt has no tokens. Send some text.", "prompt"),

@@ -33,6 +33,7 @@ __all__ = [
     "PrefillProgress",
     "Prompt",
     "Rejected",
+    "RejectionCode",
     "RequestEvent",
     "Sampling",
     "Step",
@@ -51,6 +52,9 @@ __all__ = [
 ]
 
 FinishReason = Literal["stop", "length", "cancelled"]
+RejectionCode = Literal[
+    "context_length_exceeded", "no_chat_template", "bad_template", "empty_prompt", "bad_token"
+]
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
@@ -188,6 +192,11 @@ class Loaded(_Message):
     """What does matrix products on the CPU: the file of the library that was put in front of
     mlx's own, or ``accelerate``, or ``reference`` where nothing was."""
     prompt_cache_limit_bytes: int
+    sampling: Sampling
+    """What the model's ``generation_config.json`` recommends, OpenAI's defaults elsewhere: for
+    requests that say nothing."""
+    expansion: str
+    """A sentence: whether the weights were expanded to float32, and why or why not."""
     load_seconds: float
 
 
@@ -212,9 +221,7 @@ class Rejected(_Message):
     """The request cannot be served because of what it asks."""
 
     id: int
-    code: Literal[
-        "context_length_exceeded", "no_chat_template", "bad_template", "empty_prompt", "bad_token"
-    ]
+    code: RejectionCode
     prompt_tokens: int
     context_length: int
 
@@ -311,8 +318,8 @@ class Step(_Message):
 FromEngine = Loaded | LoadFailed | Accepted | Rejected | Failed | Step
 
 _encoder = msgspec.msgpack.Encoder()
-_to_engine = msgspec.msgpack.Decoder(ToEngine)
-_from_engine = msgspec.msgpack.Decoder(FromEngine)
+_to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
+_from_engine: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
 _options = msgspec.msgpack.Decoder(EngineOptions)
 
 

@@ -1,0 +1,1 @@
+"""Policies that keep promises under faults, and the exception tree."""

@@ -1,0 +1,1 @@
+"""The engine process: loads the model and generates. Imports mlx."""

@@ -29,7 +29,7 @@ def main() -> int:
     # manager reach the whole group; the engine must outlive a drain.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it advises to install PyTorch
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # to install PyTorch
     connection = Connection(int(sys.argv[1]))
     outbox = Outbox(connection)
     try:
@@ -42,7 +42,7 @@ def main() -> int:
     except ModelError as error:
         outbox.send(LoadFailed(error.message))
         return 1
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the process's border
         _log.exception("the engine could not start")
         outbox.send(LoadFailed(f"the engine could not start ({type(error).__name__})"))
         return 1

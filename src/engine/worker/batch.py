@@ -12,9 +12,12 @@ import mlx.core as mx
 from mlx_lm.generate import BatchGenerator
 
 from .runner import Job, PrefillChunk, RunnerStep, SampledToken, StoredPrefix
+from .sampling import sample
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from .sampling import Draws
 
 __all__ = ["BatchRunner"]
 
@@ -43,6 +46,11 @@ class BatchRunner:
             wired_limit: Whether mlx-lm may raise Metal's wired limit.
         """
         self.capacity = max_batch
+        self._draws: dict[int, Draws] = {}
+        """Of each job in the generator, in the order of insertion."""
+        self._decoding: list[int] | None = None
+        self._starting: set[int] = set()
+        self._sampler = self._sample  # one object: the generator then samples the batch at once
         self._generator = BatchGenerator(
             model,
             stop_tokens=[(token,) for token in eos_token_ids],
@@ -60,16 +68,18 @@ class BatchRunner:
         (key,) = self._generator.insert_segments(
             segments=[[job.rest]],
             max_tokens=[job.max_tokens],
-            caches=[prefix.cache if prefix else None],
+            caches=[prefix.cache] if prefix else None,
             all_tokens=[list(prefix.tokens) if prefix else []],
-            samplers=[job.sampler],
+            samplers=[self._sampler],
             logits_processors=[list(job.processors)],
         )
+        self._draws[key] = job.draws
         return int(key)
 
     def remove(self, key: int) -> None:
         """Drop a job."""
         self._generator.remove([key])
+        del self._draws[key]
 
     def extract(self, key: int) -> StoredPrefix | None:
         """Return a copy of the KV state of a running job."""
@@ -81,6 +91,8 @@ class BatchRunner:
 
     def step(self) -> RunnerStep:
         """Decode one token for every sequence, then prefill one chunk."""
+        self._decoding = list(self._generator._generation_batch.uids)  # noqa: SLF001
+        self._starting = self._draws.keys() - set(self._decoding)
         prompts, tokens = self._generator.next()
         step = RunnerStep()
         for response in prompts:
@@ -90,6 +102,8 @@ class BatchRunner:
             step.prefilled.append(PrefillChunk(response.uid, processed, response.end_of_segment))
         for response in tokens:
             ended = response.finish_reason is not None
+            if ended:
+                del self._draws[response.uid]
             stored = (
                 StoredPrefix(list(response.all_tokens), response.prompt_cache) if ended else None
             )
@@ -103,3 +117,27 @@ class BatchRunner:
                 )
             )
         return step
+
+    def _sample(self, logprobs: mx.array) -> mx.array:
+        """Draw for the rows that the generator samples now. Called by it within a step."""
+        keys = self._sampled_keys()
+        if len(keys) != logprobs.shape[0]:
+            message = f"mlx-lm samples {logprobs.shape[0]} rows where {len(keys)} were expected"
+            raise RuntimeError(message)
+        return sample(logprobs, [self._draws[key] for key in keys])
+
+    def _sampled_keys(self) -> list[int]:
+        """Return whose rows these are.
+
+        The generator does not say. A step samples at most twice: first for the
+        sequences that decode, then for those that leave prefill, in the order
+        of their insertion. The latter are the ones that were not decoding and
+        are no longer in its prompt batch or its queue.
+        """
+        if self._decoding:
+            keys, self._decoding = self._decoding, None
+            return keys
+        generator = self._generator
+        still_in_prefill = set(generator._prompt_batch.uids)  # noqa: SLF001
+        still_in_prefill |= {entry[0] for entry in generator._unprocessed_sequences}  # noqa: SLF001
+        return sorted(self._starting - still_in_prefill)

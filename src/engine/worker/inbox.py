@@ -17,7 +17,7 @@ from .tokenizing import PromptError
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-    from ..protocol import FromEngine, ToEngine
+    from ..protocol import FromEngine, RejectionCode, ToEngine
     from .tokenizing import PromptEncoder
 
 __all__ = ["Arrived", "Closed", "Inbox", "InboxItem", "Outbox", "Prepared", "Withdrawn"]
@@ -110,7 +110,7 @@ class Inbox:
                 self._take(decode_to_engine(self._connection.recv_bytes()))
         except (EOFError, OSError):
             self.items.put(Closed())
-        except Exception:
+        except Exception:  # noqa: BLE001 - a thread's border
             _log.exception("the server sent a message that cannot be read")
             self.items.put(Closed())
         time.sleep(_EXIT_SECONDS)
@@ -130,7 +130,7 @@ class Inbox:
             self._accept(submit, self._encoder.encode(submit.prompt))
         except PromptError as error:
             self._reject(submit.id, error.code, 0)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a task's border; tokenizers raise anything
             _log.exception("request %d could not be tokenized", submit.id)
             self._outbox.send(Failed(submit.id, type(error).__name__))
             self.items.put(Withdrawn(submit.id))
@@ -144,11 +144,11 @@ class Inbox:
         self._outbox.send(Accepted(submit.id, len(tokens), now, echo))
         self.items.put(Prepared(submit, tokens, now))
 
-    def _reject(self, request_id: int, code: str, prompt_tokens: int) -> None:
+    def _reject(self, request_id: int, code: RejectionCode, prompt_tokens: int) -> None:
         self._outbox.send(
             Rejected(
                 request_id,
-                code,  # type: ignore[arg-type] - PromptError's codes are Rejected's
+                code,
                 prompt_tokens,
                 self._context_length,
             )

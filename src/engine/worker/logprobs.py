@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import mlx.core as mx
 
@@ -27,27 +27,31 @@ def read_logprobs(wanted: list[LogprobRequest], vocabulary: Vocabulary) -> list[
     rows = mx.stack([row for _, row, _ in wanted]).astype(mx.float32)
     chosen = mx.take_along_axis(rows, mx.array([[token] for token, _, _ in wanted]), axis=-1)
     width = min(max(top for _, _, top in wanted), rows.shape[-1])
-    if not width:
-        mx.eval(chosen)
-        return [
-            _entry(token, value, (), vocabulary)
-            for (token, _, _), (value,) in zip(wanted, chosen.tolist(), strict=True)
-        ]
-    best = mx.argsort(-rows, axis=-1)[:, :width]
-    values = mx.take_along_axis(rows, best, axis=-1)
-    mx.eval(chosen, best, values)
-    entries = []
-    for (token, _, top), (value,), ids, logprobs in zip(
-        wanted, chosen.tolist(), best.tolist(), values.tolist(), strict=True
-    ):
-        alternatives = tuple(
-            TopLogprob(
-                other, _text(other, vocabulary), vocabulary.raw(other), max(logprob, _LOWEST)
-            )
-            for other, logprob in zip(ids[:top], logprobs[:top], strict=True)
+    best: list[list[int]] = [[] for _ in wanted]
+    values: list[list[float]] = [[] for _ in wanted]
+    if width:
+        order = mx.argsort(-rows, axis=-1)[:, :width]
+        best = cast("list[list[int]]", order.tolist())
+        values = cast("list[list[float]]", mx.take_along_axis(rows, order, axis=-1).tolist())
+    own = cast("list[list[float]]", chosen.tolist())
+    return [
+        _entry(
+            token,
+            own[index][0],
+            _alternatives(best[index][:top], values[index][:top], vocabulary),
+            vocabulary,
         )
-        entries.append(_entry(token, value, alternatives, vocabulary))
-    return entries
+        for index, (token, _, top) in enumerate(wanted)
+    ]
+
+
+def _alternatives(
+    tokens: list[int], logprobs: list[float], vocabulary: Vocabulary
+) -> tuple[TopLogprob, ...]:
+    return tuple(
+        TopLogprob(token, _text(token, vocabulary), vocabulary.raw(token), max(logprob, _LOWEST))
+        for token, logprob in zip(tokens, logprobs, strict=True)
+    )
 
 
 def _entry(

@@ -29,6 +29,9 @@ _MODEL = ""
 """mlx-lm keys entries by model; an engine has one."""
 _MAX_ENTRIES = 512
 """Bounds the index; the bytes are bounded by the setting."""
+_MIN_PREFIX = 16
+"""Tokens. A shorter prefix is not worth its copy, and the first token of a chat template,
+which all prompts share, would make a hit of every lookup."""
 
 
 class PromptCache:
@@ -40,7 +43,7 @@ class PromptCache:
         self.hits = 0
         self.misses = 0
         self._entries = LRUPromptCache(max_size=_MAX_ENTRIES, max_bytes=limit_bytes)
-        self._entries._trie = _PromptTrie()  # noqa: SLF001 - see the class
+        self._entries._trie = _PromptTrie()  # type: ignore[no-untyped-call]  # noqa: SLF001
 
     def __len__(self) -> int:
         """Return the number of entries."""
@@ -58,7 +61,7 @@ class PromptCache:
         """
         if not self.limit_bytes:
             return None
-        found = self._find(tokens[:-1])
+        found = self._find(tokens[:-1]) if len(tokens) > _MIN_PREFIX else None
         if found is None:
             self.misses += 1
         else:
@@ -74,25 +77,27 @@ class PromptCache:
         """Prefer the longest match; one inside a longer entry needs caches that can be cut."""
         trie = self._entries._trie  # noqa: SLF001
         match = trie.search(_MODEL, tokens)
+        if match.common_prefix < _MIN_PREFIX:
+            return None
         if match.exact is not None:
             return StoredPrefix(tokens, copy.deepcopy(trie.get(_MODEL, tokens).prompt_cache))
-        length = len(match.shorter) if match.shorter is not None else 0
+        length = len(match.shorter or ())
         if match.longer is not None and match.common_prefix > length:
             cache = trie.get(_MODEL, match.longer).prompt_cache
             if can_trim_prompt_cache(cache):
                 cut = len(match.longer) - match.common_prefix
                 return StoredPrefix(tokens[: match.common_prefix], _copy_without_end(cache, cut))
-        if not length:
+        if length < _MIN_PREFIX:
             return None
-        cache = trie.get(_MODEL, match.shorter).prompt_cache
-        return StoredPrefix(tokens[:length], copy.deepcopy(cache))
+        known = tokens[:length]
+        return StoredPrefix(known, copy.deepcopy(trie.get(_MODEL, known).prompt_cache))
 
     def clear(self) -> None:
         """Drop every entry."""
         self._entries.trim_to(n_sequences=0)
 
 
-class _PromptTrie(PromptTrie):  # type: ignore[misc]
+class _PromptTrie(PromptTrie):
     """mlx-lm's index with a search that is linear in the length of the prompt.
 
     The search of mlx-lm 0.32.2 builds a new list at each token below the point
@@ -116,7 +121,7 @@ class _PromptTrie(PromptTrie):  # type: ignore[misc]
             if _VALUE in node:
                 shorter = depth
         if depth and shorter == len(tokens):
-            return PromptTrieResult(model, list(tokens), None, None, 0)
+            return PromptTrieResult(model, list(tokens), None, None, depth)
         longer = list(tokens[:depth]) + _first_path(node) if depth else None
         exact_prefix = list(tokens[:shorter]) if shorter else None
         return PromptTrieResult(model, None, exact_prefix, longer, depth)
@@ -137,8 +142,9 @@ def _copy_without_end(cache: list[Any], cut: int) -> list[Any]:
 
 def _slice(layer: KVCache, length: int) -> KVCache:
     part = KVCache()
-    part.keys = layer.keys[..., :length, :]
-    part.values = layer.values[..., :length, :]
+    keys, values = layer.keys_and_values()
+    part.keys = keys[..., :length, :]
+    part.values = values[..., :length, :]
     part.offset = length
     return part
 

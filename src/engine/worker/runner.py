@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import mlx.core as mx
+
+    from .sampling import Draws, Processor
 
 __all__ = ["Job", "PrefillChunk", "Runner", "RunnerStep", "SampledToken", "StoredPrefix"]
 
@@ -37,10 +37,8 @@ class Job:
     """Prompt tokens after the prefix; at least one."""
     max_tokens: int
     """At least 1."""
-    sampler: Callable[[mx.array], mx.array]
-    """Takes log probabilities, shape (1, vocabulary), and returns token ids, shape (1,)."""
-    processors: tuple[Callable[[mx.array, mx.array], mx.array], ...]
-    """Take all tokens so far, shape (tokens,), and logits, shape (1, vocabulary); return logits."""
+    draws: Draws
+    processors: tuple[Processor, ...]
 
 
 @dataclass(frozen=True, slots=True)

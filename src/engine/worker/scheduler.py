@@ -17,7 +17,7 @@ from ..protocol import Cancel, ChatPrompt, Delta, Failed, PrefillProgress, Step
 from .inbox import Arrived, Closed, Prepared, Withdrawn
 from .logprobs import read_logprobs
 from .runner import Job
-from .sampling import make_processors, make_sampler
+from .sampling import Draws, make_processors
 from .sequence import Request, Sequence
 from .text import TextAssembler
 
@@ -76,6 +76,11 @@ class Scheduler:
         self._events: list[StepEvent] = []
         self._closed = False
 
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do until something arrives."""
+        return not (self._running or self._waiting or self._events)
+
     def run(self) -> None:
         """Step until the pipe closes; wait without cost while there is nothing to do."""
         while not self._closed:
@@ -92,11 +97,11 @@ class Scheduler:
     # -- what arrived ---------------------------------------------------------
 
     def _take_inbox(self) -> None:
-        idle = not (self._running or self._waiting or self._events)
+        block = self.idle
         try:
             while not self._closed:
-                self._take(self._inbox.get(block=idle))
-                idle = False
+                self._take(self._inbox.get(block=block))
+                block = False
         except queue.Empty:
             return
 
@@ -167,7 +172,7 @@ class Scheduler:
                 prefix=prefix,
                 rest=tokens[sequence.cached_tokens :],
                 max_tokens=request.max_tokens,
-                sampler=make_sampler(
+                draws=Draws(
                     submit.sampling,
                     choice=sequence.choice,
                     vocabulary_size=self._vocabulary_size,
@@ -184,7 +189,7 @@ class Scheduler:
             for chunk in step.prefilled:
                 self._prefilled(chunk)
             self._sampled(step)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - models and MLX raise anything; see below
             _log.exception("a step failed; its %d sequences end", len(self._running))
             self._fail_running(type(error).__name__)
 

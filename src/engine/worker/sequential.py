@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 
 from .runner import Job, PrefillChunk, RunnerStep, SampledToken, StoredPrefix
+from .sampling import sample
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -100,10 +101,10 @@ class SequentialRunner:
         if not ends_by_length:
             context = mx.concatenate([mx.array(self._in_cache), token])
             self._next = self._compute(job, token, context)
-        value = int(token.item())
+        value = cast("int", token.item())
         self._generated += 1
         self._in_cache.append(value)
-        finish = None
+        finish: Literal["stop", "length"] | None = None
         if value in self._eos:
             finish = "stop"
         elif ends_by_length:
@@ -118,6 +119,6 @@ class SequentialRunner:
         for processor in job.processors:
             logits = processor(context, logits)
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        sampled = job.sampler(logprobs)
+        sampled = sample(logprobs, [job.draws])
         mx.async_eval(sampled, logprobs)
         return sampled, logprobs

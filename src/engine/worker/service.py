@@ -6,13 +6,14 @@ import sys
 import time
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from ..models.loading import LoadedModel, load_model
+from ..models.loading import GenerationDefaults, LoadedModel, load_model
 from ..models.machine import available_memory
-from ..protocol import EngineOptions, Loaded
+from ..protocol import EngineOptions, Loaded, Sampling
 from .batch import BatchRunner
 from .inbox import Inbox
 from .prompt_cache import PromptCache
@@ -51,7 +52,7 @@ def serve(
     """
     begin = time.monotonic()
     loaded = load_model(
-        options.model_directory,
+        Path(options.model_directory),
         dequantize=options.dequantize,
         context_length=options.context_length,
         trust_remote_code=options.trust_remote_code,
@@ -69,26 +70,42 @@ def serve(
         inbox=inbox.items,
         outbox=outbox,
     )
-    outbox.send(
-        Loaded(
-            context_length=loaded.context_length,
-            vocabulary_size=loaded.vocabulary_size,
-            has_chat_template=loaded.has_chat_template,
-            batchable=loaded.batchable,
-            device=loaded.device,
-            dtype=loaded.dtype,
-            mlx_version=version("mlx"),
-            mlx_lm_version=version("mlx-lm"),
-            blas=_blas_name(blas),
-            prompt_cache_limit_bytes=prompt_cache.limit_bytes,
-            load_seconds=time.monotonic() - begin,
-        )
-    )
+    outbox.send(_report(loaded, blas, prompt_cache, load_seconds=time.monotonic() - begin))
     inbox.start()
     try:
         scheduler.run()
     finally:
         mx.clear_streams()
+
+
+def _report(
+    loaded: LoadedModel, blas: BlasPreload, prompt_cache: PromptCache, *, load_seconds: float
+) -> Loaded:
+    return Loaded(
+        context_length=loaded.context_length,
+        vocabulary_size=loaded.vocabulary_size,
+        has_chat_template=loaded.has_chat_template,
+        batchable=loaded.batchable,
+        device=loaded.device,
+        dtype=loaded.dtype,
+        mlx_version=version("mlx"),
+        mlx_lm_version=version("mlx-lm"),
+        blas=_blas_name(blas),
+        prompt_cache_limit_bytes=prompt_cache.limit_bytes,
+        sampling=_recommended(loaded.generation_defaults),
+        expansion=loaded.expansion,
+        load_seconds=load_seconds,
+    )
+
+
+def _recommended(defaults: GenerationDefaults) -> Sampling:
+    """OpenAI's defaults, with what the model's authors recommend over them."""
+    openai = Sampling()
+    return Sampling(
+        temperature=openai.temperature if defaults.temperature is None else defaults.temperature,
+        top_p=openai.top_p if defaults.top_p is None else defaults.top_p,
+        top_k=openai.top_k if defaults.top_k is None else defaults.top_k,
+    )
 
 
 def _runner_maker(loaded: LoadedModel, options: EngineOptions) -> Callable[[], Runner]:

@@ -14,15 +14,15 @@ from transformers import PreTrainedTokenizerBase
 from ..protocol import ChatPrompt, TextPrompt, TokenPrompt
 
 if TYPE_CHECKING:
-    from ..protocol import Prompt
+    from ..protocol import Prompt, RejectionCode
 
 __all__ = ["PromptEncoder", "PromptError"]
 
 
 class PromptError(Exception):
-    """The prompt cannot be turned into tokens; ``code`` is one of :class:`Rejected`'s."""
+    """The prompt cannot be turned into tokens."""
 
-    def __init__(self, code: str) -> None:
+    def __init__(self, code: RejectionCode) -> None:
         super().__init__(code)
         self.code = code
 

@@ -1,0 +1,129 @@
+"""The engine process: how it starts, how it ends, and who is told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from mlx_pharos.engine.client import EngineClient, EngineState, start_engine
+from mlx_pharos.engine.protocol import Delta, TextPrompt
+from mlx_pharos.resilience.errors import DrainingError, EngineDiedError, EngineUnavailableError
+from support.engine import GREEDY, collect, engine_options, generate, wait_until_idle
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_LONG = 1_000_000
+
+
+@pytest.fixture
+def own_engine(tiny_model: Path) -> Iterator[EngineClient]:
+    """An engine that the test may kill."""
+    client = start_engine(engine_options(tiny_model, max_batch=2), max_batch=2, max_queue=6)
+    assert client.wait_ready(15), client.down_reason
+    yield client
+    client.close()
+
+
+def test_killed_engine_ends_every_request(own_engine: EngineClient) -> None:
+    """Running or waiting: no request hangs, what came before is kept, new ones are refused."""
+    running = own_engine.submit(TextPrompt("running"), GREEDY, max_tokens=_LONG)
+    collect(running, until=3)
+    waiting = [
+        own_engine.submit(TextPrompt(f"waiting {index}"), GREEDY, max_tokens=_LONG)
+        for index in range(4)
+    ]
+    os.kill(own_engine.pid, signal.SIGKILL)
+    for generation in (running, *waiting):
+        with pytest.raises(EngineDiedError):
+            collect(generation)
+    assert EngineState.DOWN is own_engine.state
+    assert "SIGKILL" in own_engine.down_reason
+    assert 0 == own_engine.in_flight
+    with pytest.raises(EngineUnavailableError) as caught:
+        own_engine.submit(TextPrompt("late"), GREEDY)
+    assert caught.value.retry_after
+
+
+def test_text_that_came_before_the_death_is_handed_out(own_engine: EngineClient) -> None:
+    """The error comes after the events, never instead of them."""
+    generation = own_engine.submit(TextPrompt("before"), GREEDY, max_tokens=20)
+    wait_until_idle(own_engine)
+    os.kill(own_engine.pid, signal.SIGKILL)
+    assert 20 == sum(isinstance(event, Delta) for event in collect(generation).events)
+
+
+def test_draining_refuses_new_work_and_lets_the_old_finish(own_engine: EngineClient) -> None:
+    """What was accepted ends as it would have."""
+    with own_engine.submit(TextPrompt("old"), GREEDY, max_tokens=50) as old:
+        own_engine.drain()
+        with pytest.raises(DrainingError):
+            own_engine.submit(TextPrompt("new"), GREEDY)
+        assert 50 == collect(old).finishes[0].completion_tokens
+
+
+def test_close_ends_the_process_and_its_requests(own_engine: EngineClient) -> None:
+    """A request that still runs is told; the process is gone when close returns."""
+    generation = own_engine.submit(TextPrompt("cut"), GREEDY, max_tokens=_LONG)
+    collect(generation, until=1)
+    own_engine.close()
+    with pytest.raises(EngineDiedError):
+        collect(generation)
+    assert EngineState.STOPPED is own_engine.state
+    assert not psutil.pid_exists(own_engine.pid)
+
+
+def test_signals_of_the_terminal_do_not_end_the_engine(own_engine: EngineClient) -> None:
+    """Ctrl-C reaches the whole group; the server decides when the engine ends."""
+    os.kill(own_engine.pid, signal.SIGINT)
+    os.kill(own_engine.pid, signal.SIGTERM)
+    assert generate(own_engine, "still here", max_tokens=3).finishes
+
+
+def test_model_that_cannot_be_loaded_is_explained(tmp_path: Path) -> None:
+    """The operator reads why, and nobody waits for ever."""
+    client = start_engine(engine_options(tmp_path), max_batch=1, max_queue=1)
+    assert not client.wait_ready(15)
+    assert EngineState.DOWN is client.state
+    assert "config.json" in client.down_reason
+    client.close()
+
+
+def test_killed_server_leaves_no_engine_behind(tiny_model: Path) -> None:
+    """The engine ends when its pipe closes, also in the middle of work."""
+    server = textwrap.dedent(
+        """
+        import sys
+        from pathlib import Path
+        from mlx_pharos.engine.client import start_engine
+        from mlx_pharos.engine.protocol import TextPrompt
+        from support.engine import GREEDY, collect, engine_options
+
+        client = start_engine(engine_options(Path(sys.argv[1])), max_batch=1, max_queue=1)
+        client.wait_ready(15)
+        generation = client.submit(TextPrompt("work"), GREEDY, max_tokens=1_000_000)
+        collect(generation, until=1)
+        print(client.pid, flush=True)
+        sys.stdin.read()
+        """
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", server, str(tiny_model)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+    ) as process:
+        assert process.stdout is not None
+        engine = psutil.Process(int(process.stdout.readline()))
+        process.kill()
+        process.wait()
+    engine.wait(5)

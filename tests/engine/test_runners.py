@@ -1,0 +1,179 @@
+"""The runners against mlx-lm's own single-sequence generation."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any, cast
+
+import mlx.core as mx
+import pytest
+from mlx_lm.generate import generate_step
+
+from mlx_pharos.engine.models.loading import LoadedModel, load_model
+from mlx_pharos.engine.protocol import Sampling
+from mlx_pharos.engine.worker.batch import BatchRunner
+from mlx_pharos.engine.worker.runner import Job, Runner, SampledToken, StoredPrefix
+from mlx_pharos.engine.worker.sampling import Draws, make_processors
+from mlx_pharos.engine.worker.sequential import SequentialRunner
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_PROMPTS = [[65 + (7 * index + step) % 40 for step in range(3 + 40 * index)] for index in range(4)]
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_model: Path) -> LoadedModel:
+    """The tiny model in this process."""
+    return load_model(tiny_model)
+
+
+def _batch(loaded: LoadedModel, **options: Any) -> BatchRunner:
+    bounds = {"max_batch": 4, "prefill_batch": 2, "prefill_step": 16, "wired_limit": False}
+    return BatchRunner(loaded.model, eos_token_ids=(), **(bounds | options))
+
+
+def _sequential(loaded: LoadedModel) -> SequentialRunner:
+    return SequentialRunner(loaded.model, eos_token_ids=(), prefill_step=16)
+
+
+def _job(
+    loaded: LoadedModel,
+    prompt: list[int],
+    *,
+    max_tokens: int = 20,
+    sampling: Sampling | None = None,
+    prefix: StoredPrefix | None = None,
+) -> Job:
+    sampling = sampling or Sampling(temperature=0.0)
+    return Job(
+        prefix=prefix,
+        rest=prompt[len(prefix.tokens) if prefix else 0 :],
+        max_tokens=max_tokens,
+        draws=Draws(sampling, choice=0, vocabulary_size=loaded.vocabulary_size),
+        processors=make_processors(sampling, prompt_tokens=len(prompt)),
+    )
+
+
+def _reference(loaded: LoadedModel, prompt: list[int], max_tokens: int = 20) -> list[int]:
+    steps = generate_step(
+        mx.array(prompt),
+        loaded.model,
+        max_tokens=max_tokens,
+        stream=mx.default_stream(mx.default_device()),
+    )
+    return [cast("int", token) for token, _ in steps]
+
+
+def _drain(runner: Runner, keys: list[int]) -> dict[int, list[int]]:
+    tokens: dict[int, list[int]] = {key: [] for key in keys}
+    running = set(keys)
+    while running:
+        for sample in runner.step().sampled:
+            tokens[sample.key].append(sample.token)
+            if sample.finish:
+                running.discard(sample.key)
+    return tokens
+
+
+def test_batch_gives_the_tokens_of_single_sequences(loaded: LoadedModel) -> None:
+    """Prompts of different lengths, joined at different times."""
+    runner = _batch(loaded)
+    keys = [runner.insert(_job(loaded, prompt)) for prompt in _PROMPTS[:2]]
+    first = [sample for _ in range(6) for sample in runner.step().sampled]
+    keys += [runner.insert(_job(loaded, prompt)) for prompt in _PROMPTS[2:]]
+    tokens = _drain(runner, keys)
+    for sample in reversed(first):
+        tokens[sample.key].insert(0, sample.token)
+    assert [_reference(loaded, prompt) for prompt in _PROMPTS] == [tokens[key] for key in keys]
+
+
+def test_sequential_gives_the_tokens_of_single_sequences(loaded: LoadedModel) -> None:
+    """One after the other through the same runner."""
+    runner = _sequential(loaded)
+    for prompt in _PROMPTS:
+        key = runner.insert(_job(loaded, prompt))
+        assert _reference(loaded, prompt) == _drain(runner, [key])[key]
+
+
+def test_both_runners_agree_on_sampling_and_penalties(loaded: LoadedModel) -> None:
+    """Seed, filters and penalties do not depend on how a model is run."""
+    sampling = Sampling(
+        temperature=0.9,
+        top_p=0.9,
+        seed=11,
+        repetition_penalty=1.2,
+        presence_penalty=0.3,
+        frequency_penalty=0.2,
+    )
+    batch, sequential = _batch(loaded), _sequential(loaded)
+    keys = [batch.insert(_job(loaded, prompt, sampling=sampling)) for prompt in _PROMPTS]
+    together = _drain(batch, keys)
+    for key, prompt in zip(keys, _PROMPTS, strict=True):
+        own = sequential.insert(_job(loaded, prompt, sampling=sampling))
+        assert together[key] == _drain(sequential, [own])[own]
+
+
+@pytest.mark.parametrize("make", [_batch, _sequential])
+def test_removed_job_leaves_the_others_alone(loaded: LoadedModel, make: Any) -> None:
+    """In prefill or decode, its neighbours' tokens stay what they were."""
+    runner: Runner = make(loaded)
+    doomed = runner.insert(_job(loaded, _PROMPTS[3]))
+    runner.step()
+    if runner.capacity > 1:
+        other = runner.insert(_job(loaded, _PROMPTS[1]))
+        runner.step()
+        runner.remove(doomed)
+    else:
+        runner.remove(doomed)
+        other = runner.insert(_job(loaded, _PROMPTS[1]))
+    assert _reference(loaded, _PROMPTS[1]) == _drain(runner, [other])[other]
+
+
+@pytest.mark.parametrize("make", [_batch, _sequential])
+def test_stored_prefix_continues_to_the_same_tokens(loaded: LoadedModel, make: Any) -> None:
+    """KV state extracted after prefill stands for exactly the tokens that it names."""
+    runner: Runner = make(loaded)
+    prompt = _PROMPTS[2]
+    key = runner.insert(_job(loaded, prompt))
+    while not any(chunk.prompt_in_cache for chunk in runner.step().prefilled):
+        pass
+    stored = runner.extract(key)
+    assert stored is not None
+    assert prompt[:-1] == stored.tokens
+    runner.remove(key)
+    again = runner.insert(_job(loaded, prompt, prefix=stored))
+    assert _reference(loaded, prompt) == _drain(runner, [again])[again]
+
+
+def test_prefill_never_takes_more_than_a_chunk_per_step(loaded: LoadedModel) -> None:
+    """A step of the batch prefills at most its bound of each prompt in turn."""
+    runner = _batch(loaded)
+    key = runner.insert(_job(loaded, [66] * 100))
+    processed = [0]
+    while not (chunks := runner.step()).sampled:
+        processed += [chunk.processed for chunk in chunks.prefilled]
+    assert [16] * 6 + [3] == [after - before for before, after in itertools.pairwise(processed)]
+    runner.remove(key)
+
+
+def test_end_of_sequence_token_ends_a_job(loaded: LoadedModel) -> None:
+    """Both runners stop at it and say so."""
+    eos = _reference(loaded, _PROMPTS[0])[5]
+    position = _reference(loaded, _PROMPTS[0]).index(eos)
+    for runner in (
+        BatchRunner(
+            loaded.model,
+            eos_token_ids=(eos,),
+            max_batch=2,
+            prefill_batch=1,
+            prefill_step=16,
+            wired_limit=False,
+        ),
+        SequentialRunner(loaded.model, eos_token_ids=(eos,), prefill_step=16),
+    ):
+        runner.insert(_job(loaded, _PROMPTS[0]))
+        samples: list[SampledToken] = []
+        while not samples or not samples[-1].finish:
+            samples += runner.step().sampled
+        assert (position + 1, "stop") == (len(samples), samples[-1].finish)

@@ -1,0 +1,180 @@
+"""The scheduler when a step of the runner fails."""
+
+from __future__ import annotations
+
+import queue
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mlx_pharos.engine.models.loading import LoadedModel, load_model
+from mlx_pharos.engine.protocol import (
+    Cancel,
+    Delta,
+    Failed,
+    Finish,
+    FromEngine,
+    Step,
+    StepEvent,
+    Submit,
+    TokenPrompt,
+)
+from mlx_pharos.engine.worker.batch import BatchRunner
+from mlx_pharos.engine.worker.inbox import Arrived, Closed, InboxItem, Prepared, Withdrawn
+from mlx_pharos.engine.worker.prompt_cache import PromptCache
+from mlx_pharos.engine.worker.scheduler import Scheduler
+from mlx_pharos.engine.worker.vocabulary import Vocabulary
+from support.engine import GREEDY
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mlx_pharos.engine.worker.runner import RunnerStep
+
+
+class _FailingRunner(BatchRunner):
+    """A real runner whose step fails when it is told to, as MLX does out of memory."""
+
+    fails = False
+
+    def step(self) -> RunnerStep:
+        if _FailingRunner.fails:
+            _FailingRunner.fails = False
+            message = "[malloc] unable to allocate"
+            raise RuntimeError(message)
+        return super().step()
+
+
+class _Pipe:
+    """Keeps what the scheduler sends."""
+
+    def __init__(self) -> None:
+        self.events: list[StepEvent] = []
+        self.steps: list[Step] = []
+
+    def send(self, message: FromEngine) -> None:
+        assert isinstance(message, Step)
+        self.steps.append(message)
+        self.events += message.events
+
+    def of(self, request_id: int, kind: type[Any]) -> list[Any]:
+        return [e for e in self.events if e.id == request_id and isinstance(e, kind)]
+
+
+class _Bench:
+    """A scheduler with the tiny model, driven step by step in the test's thread."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self.items: queue.SimpleQueue[InboxItem] = queue.SimpleQueue()
+        self.pipe = _Pipe()
+        self.scheduler = Scheduler(
+            lambda: _FailingRunner(
+                loaded.model,
+                eos_token_ids=(),
+                max_batch=2,
+                prefill_batch=2,
+                prefill_step=64,
+                wired_limit=False,
+            ),
+            PromptCache(limit_bytes=1 << 20),
+            Vocabulary(loaded.tokenizer, ()),
+            context_length=loaded.context_length,
+            vocabulary_size=loaded.vocabulary_size,
+            inbox=self.items,
+            outbox=self.pipe,  # type: ignore[arg-type]
+        )
+
+    def submit(self, request_id: int, *, n: int = 1, max_tokens: int = 10) -> None:
+        self.items.put(Arrived(request_id))
+        self.items.put(self.prepared(request_id, n=n, max_tokens=max_tokens))
+
+    def prepared(self, request_id: int, *, n: int = 1, max_tokens: int = 10) -> Prepared:
+        tokens = [65 + request_id] * 30
+        submit = Submit(
+            id=request_id,
+            prompt=TokenPrompt(tuple(tokens)),
+            sampling=GREEDY,
+            n=n,
+            max_tokens=max_tokens,
+            stop=(),
+            logprobs=False,
+            top_logprobs=0,
+            submitted_at=0.0,
+        )
+        return Prepared(submit, tokens, 0.0)
+
+    def step(self, times: int = 1) -> None:
+        """Step, unless the scheduler would wait for ever."""
+        for _ in range(times):
+            if self.scheduler.idle and self.items.empty():
+                return
+            self.scheduler.step()
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_model: Path) -> LoadedModel:
+    """The tiny model in this process."""
+    return load_model(tiny_model)
+
+
+@pytest.fixture
+def bench(loaded: LoadedModel) -> _Bench:
+    """A fresh scheduler."""
+    return _Bench(loaded)
+
+
+def test_failed_step_ends_what_ran_and_nothing_else(bench: _Bench) -> None:
+    """Both running requests fail once; the waiting one is served by a new runner."""
+    for request_id in (1, 2, 3):
+        bench.submit(request_id)
+    bench.step(4)
+    assert bench.pipe.of(1, Delta)
+    _FailingRunner.fails = True
+    bench.step(30)
+    assert [1, 1, 0] == [len(bench.pipe.of(request_id, Failed)) for request_id in (1, 2, 3)]
+    assert [0, 0, 1] == [len(bench.pipe.of(request_id, Finish)) for request_id in (1, 2, 3)]
+    assert 10 == len(bench.pipe.of(3, Delta))
+    assert "malloc" not in bench.pipe.of(1, Failed)[0].reason
+
+
+def test_failed_request_ends_with_all_its_choices(bench: _Bench) -> None:
+    """Choices that waited for the first one do not stay behind."""
+    bench.submit(1, n=3)
+    bench.step()
+    _FailingRunner.fails = True
+    bench.step(3)
+    assert (1, 0) == (len(bench.pipe.of(1, Failed)), len(bench.pipe.of(1, Finish)))
+    assert (0, 0) == (bench.pipe.steps[-1].running, bench.pipe.steps[-1].waiting)
+
+
+def test_cancel_before_tokenizing_ended_is_not_lost(bench: _Bench) -> None:
+    """The request is finished as cancelled as soon as it arrives, once per choice."""
+    bench.items.put(Arrived(1))
+    bench.items.put(Cancel(1))
+    bench.items.put(bench.prepared(1, n=2))
+    bench.step()
+    assert ["cancelled"] * 2 == [finish.reason for finish in bench.pipe.of(1, Finish)]
+    assert not bench.pipe.of(1, Delta)
+
+
+def test_cancel_of_what_is_over_or_unknown_is_ignored(bench: _Bench) -> None:
+    """A cancellation that crosses the end on the wire does no harm."""
+    bench.submit(1, max_tokens=2)
+    bench.step(6)
+    bench.items.put(Arrived(2))
+    bench.items.put(Withdrawn(2))
+    bench.items.put(Cancel(1))
+    bench.items.put(Cancel(2))
+    bench.items.put(Cancel(99))
+    bench.submit(3, max_tokens=2)
+    bench.step(6)
+    assert [1, 0, 1] == [len(bench.pipe.of(request_id, Finish)) for request_id in (1, 2, 3)]
+
+
+def test_run_ends_with_the_pipe(bench: _Bench) -> None:
+    """Also while a request runs."""
+    bench.submit(1, max_tokens=5000)
+    bench.step(3)
+    bench.items.put(Closed())
+    bench.scheduler.run()
+    assert not bench.pipe.of(1, Finish)
