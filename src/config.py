@@ -11,22 +11,25 @@ from __future__ import annotations
 import errno
 import importlib.metadata
 import os
-import re
 import socket
 import sys
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pydantic
 
+from .engine.models.source import classify
+from .resilience.errors import ModelError
 from .settings import STARTER, Settings, default_cache_dir
 from .sources import ConfigurationError, Problem, load_settings, unknown_variable, variable_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
+
+    from .engine.models.source import Source
 
 __all__ = [
+    "MLX_BACKENDS",
     "STARTER",
     "ConfigValidator",
     "ConfigurationError",
@@ -34,6 +37,7 @@ __all__ = [
     "Problem",
     "Settings",
     "ValidationError",
+    "configure",
     "default_cache_dir",
     "load_settings",
 ]
@@ -44,7 +48,25 @@ DEPENDENCIES = ("flask", "mlx", "mlx-lm", "msgspec", "psutil", "structlog", "wai
 MLX_BACKENDS = ("mlx-cpu", "mlx-cuda-12", "mlx-cuda-13")
 """Distributions that bring MLX's compiled half on Linux, in one and the same file."""
 
-_GGUF_MAGIC = b"GGUF"
+
+def configure(arguments: Sequence[str] = ()) -> Settings:
+    """Return the settings of this process, checked against this machine.
+
+    Raises:
+        ConfigurationError: Serving would fail; every reason is in it, those of
+            the settings themselves and those of the machine.
+    """
+    try:
+        settings = load_settings(arguments)
+    except ConfigurationError as error:
+        wrong = error.wrong_fields
+        more = ConfigValidator(error.usable).validate_all_config() if error.usable else ()
+        unrelated = [each for each in more if each.subject not in wrong]
+        raise ConfigurationError([*error.problems, *unrelated]) from None
+    problems = ConfigValidator(settings).validate_all_config()
+    if problems:
+        raise ConfigurationError(problems)
+    return settings
 
 
 class ValidationError(ConfigurationError):
@@ -99,20 +121,16 @@ class ConfigValidator:
         text = self._environment.get(name, "") if value is None else value
         return self._validate_field(fields[name], text, subject=name) if text else None
 
-    def validate_model_path(self, model: str | os.PathLike[str]) -> Path:
-        """Return the path of a local model whose files are all there.
+    def validate_model_path(self, model: str | os.PathLike[str]) -> Source:
+        """Return what kind of model a name means; the files of a local one are whole.
 
         Raises:
-            ValidationError: There is nothing at this path, or no model that can be served.
+            ValidationError: There is no such model, or it cannot be served.
         """
-        path = Path(model).expanduser()
-        if path.is_dir():
-            _check_directory(path)
-        elif path.is_file():
-            _check_gguf(path)
-        else:
-            raise ValidationError("model", f"there is nothing at {path}")
-        return path
+        try:
+            return classify(os.fspath(model))
+        except ModelError as error:
+            raise ValidationError("model", error.message) from None
 
     def validate_dependency(self, name: str) -> str:
         """Return the installed version of a distribution.
@@ -155,10 +173,9 @@ class ConfigValidator:
         settings = self._settings
         checks: list[Callable[[], object]] = [
             partial(self.validate_port, settings.port, host=settings.host),
+            partial(self.validate_model_path, settings.model),
             self.validate_mlx_backend,
         ]
-        if is_local(settings.model):
-            checks.append(partial(self.validate_model_path, settings.model))
         checks += [partial(self.validate_dependency, name) for name in DEPENDENCIES]
         problems: list[Problem] = []
         for check in checks:
@@ -176,18 +193,6 @@ class ConfigValidator:
             text = error.errors()[0]["msg"].removeprefix("Value error, ").removeprefix("Input ")
             raise ValidationError(subject or field, text) from None
         return getattr(made, field)
-
-
-def is_local(model: str) -> bool:
-    """Return whether a model's name means a path: it exists, or only a path looks like it."""
-    if model == STARTER:
-        return False
-    return (
-        model.startswith(("/", "./", "../", "~"))
-        or model.endswith(".gguf")
-        or Path(model).exists()
-        or re.fullmatch(r"[\w.-]+/[\w.-]+", model) is None
-    )
 
 
 def _version(name: str) -> str:
@@ -211,36 +216,12 @@ def _try_to_listen(host: str, port: int) -> None:
         try:
             probe.bind(address)
         except OSError as error:
-            raise ValidationError(*_bind_problem(error, where, port)) from None
+            raise ValidationError(*_bind_problem(error, where)) from None
 
 
-def _bind_problem(error: OSError, where: str, port: int) -> tuple[str, str]:
+def _bind_problem(error: OSError, where: str) -> tuple[str, str]:
     if error.errno == errno.EADDRINUSE:
-        return "port", f"{where} is in use by another program; choose another: --port {port + 1}"
+        return "port", f"{where} is in use by another program; choose another with --port"
     if error.errno == errno.EACCES:
         return "port", f"{where} needs privileges that this user lacks; choose one above 1023"
     return "host", f"{where} cannot be listened on: {error.strerror}"
-
-
-def _check_directory(path: Path) -> None:
-    missing = [
-        what
-        for what, pattern in (
-            ("config.json", "config.json"),
-            ("weights (*.safetensors)", "*.safetensors"),
-            ("a tokenizer (tokenizer*)", "tokenizer*"),
-        )
-        if not any(path.glob(pattern))
-    ]
-    if missing:
-        raise ValidationError("model", f"{path} is no MLX model: it lacks {' and '.join(missing)}")
-
-
-def _check_gguf(path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            magic = file.read(len(_GGUF_MAGIC))
-    except OSError as error:
-        raise ValidationError("model", f"{path} cannot be read: {error.strerror}") from None
-    if magic != _GGUF_MAGIC:
-        raise ValidationError("model", f"{path} is not a GGUF file; serve a directory or a .gguf")

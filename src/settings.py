@@ -222,8 +222,8 @@ class Settings(BaseSettings):
     )
     max_queue: int = _setting(
         64,
-        "Requests that wait for a place in the batch at most; "
-        "the next is answered with 503 and Retry-After.",
+        "Sequences that wait for a place in the batch at most; "
+        "a request beyond them is answered with 503 and Retry-After.",
         group="Engine",
         reason="Twice the batch: who is further behind does better to come back.",
         metavar="N",

@@ -7,6 +7,7 @@ Everything that is wrong, in all sources, is collected into one
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import tomllib
 from dataclasses import dataclass
@@ -56,6 +57,11 @@ class Problem:
 
 class ConfigurationError(Exception):
     """The server cannot start as it is configured; ``problems`` has every reason."""
+
+    usable: Settings | None = None
+    """What is left of the settings without the wrong ones; None where that cannot be said."""
+    wrong_fields: frozenset[str] = frozenset()
+    """The settings whose value is wrong."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
@@ -112,6 +118,8 @@ def shown_default(name: str, info: FieldInfo) -> str:
         return "unset"
     if name == "max_body_bytes":
         return f"{value // 1024**2}MiB"
+    if name == "cache_dir":
+        return "~/.cache/pharos; on macOS ~/Library/Caches/pharos"
     if isinstance(value, bool):
         return "true" if value else "false"
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -145,7 +153,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--config",
         metavar="FILE",
         default=argparse.SUPPRESS,
-        help=f"read settings from this file [{CONFIG_FILE} where it exists; {CONFIG_VARIABLE}]",
+        help=f"Read settings from this file. [{CONFIG_FILE}, where it exists]",
     )
     for title in GROUPS:
         group = parser.add_argument_group(title)
@@ -153,7 +161,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             extra = _extra(info)
             if extra["group"] != title or not extra["flag"]:
                 continue
-            text = f"{info.description} [{shown_default(name, info)}; {variable_of(name)}]"
+            text = f"{info.description} [{shown_default(name, info)}]"
             options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS}
             options["help"] = text.replace("%", "%%")
             if info.annotation is bool:
@@ -265,15 +273,30 @@ def load_settings(arguments: Sequence[str] = (), *, directory: Path | None = Non
     given = {name: f"{name} in {path}" for name in file}
     given |= {name: variable_of(name) for name in environment}
     given |= {name: flag_of(name) for name in flags}
+    return _validated({**file, **environment, **flags}, given, problems)
+
+
+def _validated(
+    values: dict[str, Any], given: Mapping[str, str], problems: list[Problem]
+) -> Settings:
+    """Make the settings, or raise with what was wrong before and what is wrong now."""
+    wrong: set[str] = set()
+    settings: Settings | None = None
     try:
-        settings = Settings.model_validate({**file, **environment, **flags})
+        settings = Settings.model_validate(values)
     except pydantic.ValidationError as error:
-        named: dict[str, Problem] = {}
+        found: dict[str, Problem] = {}
         for each in error.errors(include_url=False, include_context=False):
-            found_one = _problem_of(each, given)
-            named.setdefault(found_one.subject, found_one)
-        problems += named.values()
-        raise ConfigurationError(problems) from None
+            problem = _problem_of(each, given)
+            found.setdefault(problem.subject, problem)
+            wrong |= {str(each["loc"][0])} if each["loc"] else set()
+        problems = [*problems, *found.values()]
+        rest = {name: value for name, value in values.items() if name not in wrong}
+        with contextlib.suppress(pydantic.ValidationError):
+            settings = Settings.model_validate(rest)
     if problems:
-        raise ConfigurationError(problems)
+        report = ConfigurationError(problems)
+        report.usable, report.wrong_fields = settings, frozenset(wrong)
+        raise report
+    assert settings is not None
     return settings

@@ -1,0 +1,247 @@
+"""The command ``pharos``: serve, pull, doctor.
+
+What a command needs is imported when it runs, in the order in which it is
+needed: ``pharos serve`` has spawned the engine process before it imports Flask,
+so that the two load at the same time.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from . import __version__
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from .engine.protocol import EngineOptions
+    from .server.options import ServerOptions
+    from .settings import Settings
+
+__all__ = ["main"]
+
+EXIT_USAGE = 2
+"""The exit code for a command line, settings or a model that cannot be used."""
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+"""The exit codes that shells use for SIGINT and SIGTERM."""
+
+_SUMMARY = """\
+Pharos: a model server for MLX that can be left running
+
+  pharos serve            serve the starter model on http://127.0.0.1:8080
+  pharos serve --model M  serve a directory, a .gguf file or a repository of the Hub
+  pharos pull M           fetch a model beforehand
+  pharos doctor           say whether this machine can serve, and what to mend
+  pharos --version        print the version
+
+`pharos COMMAND --help` says more.
+"""
+
+_SOURCES = (
+    "In brackets: the default. Every setting is also a variable, PHAROS_PORT for --port, and a "
+    "key of pharos.toml, port; flags win over variables, variables over the file. "
+    "PHAROS_API_KEY has no flag: other users could see it."
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the process's exit code."""
+    command, *rest = sys.argv[1:] if arguments is None else [*arguments] or [""]
+    commands = {"serve": _serve, "pull": _pull, "doctor": _doctor}
+    if command in {"--version", "-V"}:
+        print(f"pharos {__version__}")
+        return 0
+    if command in {"--help", "-h", "help", ""}:
+        print(_SUMMARY, end="")
+        return 0 if command else EXIT_USAGE
+    if command not in commands:
+        print(f"pharos: there is no command {command!r}\n\n{_SUMMARY}", end="", file=sys.stderr)
+        return EXIT_USAGE
+    try:
+        return commands[command](rest)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _serve(arguments: Sequence[str]) -> int:
+    """Serve a model until a signal."""
+    from .config import ConfigurationError, configure
+
+    if _wants_help(arguments):
+        print(_serve_parser().format_help(), end="")
+        return 0
+    try:
+        settings = configure(arguments)
+    except ConfigurationError as error:
+        _say(error.report())
+        return EXIT_USAGE
+    directory = _fetched(settings)
+    if directory is None:
+        return EXIT_USAGE
+
+    from .engine.client import start_engine
+
+    engine = start_engine(
+        _engine_options(settings, directory),
+        max_batch=settings.max_batch,
+        max_queue=settings.max_queue,
+    )
+    try:  # from here on the model loads while Flask is imported
+        from .server import serve
+        from .telemetry.log import configure_log
+
+        configure_log(level=settings.log_level, style=settings.log_format)
+        return serve(_server_options(settings), engine)
+    finally:
+        engine.close()
+
+
+def _engine_options(settings: Settings, directory: str) -> EngineOptions:
+    from .engine.protocol import EngineOptions
+
+    return EngineOptions(
+        model_directory=directory,
+        max_batch=settings.max_batch,
+        prefill_step=settings.prefill_step,
+        prompt_cache_bytes=settings.prompt_cache,
+        context_length=settings.context_length,
+        dequantize=settings.dequantize,
+        blas=settings.blas,
+        trust_remote_code=settings.trust_remote_code,
+        wired_limit=settings.wired_limit,
+    )
+
+
+def _server_options(settings: Settings) -> ServerOptions:
+    from .server import SamplingDefaults, ServerOptions
+
+    return ServerOptions(
+        served_model_names=settings.served_names,
+        host=settings.host,
+        port=settings.port,
+        api_key=settings.api_key.get_secret_value() if settings.api_key else "",
+        max_body_bytes=settings.max_body_bytes,
+        keep_alive_seconds=settings.keep_alive,
+        max_batch=settings.max_batch,
+        max_queue=settings.max_queue,
+        threads=settings.threads,
+        connection_limit=settings.connection_limit,
+        drain_seconds=settings.shutdown_grace,
+        sampling=SamplingDefaults(max_tokens=settings.max_tokens),
+    )
+
+
+def _fetched(settings: Settings) -> str | None:
+    """Return the directory of the model, fetched first where it is not on this machine.
+
+    Fetching may import MLX, so it happens in a process of its own, which a
+    signal to this one ends too.
+    """
+    import signal
+
+    from .engine.models.pull import ensure_local
+    from .engine.models.store import Store
+    from .resilience.errors import ModelError
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
+    try:
+        return str(ensure_local(settings.model, Store(settings.cache_dir), report=_say))
+    except ModelError as error:
+        _say(f"pharos: {error.message}")
+        return None
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _wants_help(arguments: Sequence[str]) -> bool:
+    return "-h" in arguments or "--help" in arguments
+
+
+def _serve_parser() -> argparse.ArgumentParser:
+    from argparse import ArgumentParser
+
+    from .sources import add_flags
+
+    parser = ArgumentParser(
+        prog="pharos serve",
+        usage="pharos serve [--model M] [--port PORT] [...]",
+        description="Serve a model over the OpenAI API. Ctrl-C or SIGTERM stops: "
+        "running requests finish first.",
+        epilog=_SOURCES,
+    )
+    add_flags(parser)
+    return parser
+
+
+def _doctor_parser() -> argparse.ArgumentParser:
+    from argparse import ArgumentParser
+
+    from .sources import add_flags
+
+    parser = ArgumentParser(
+        prog="pharos doctor",
+        usage="pharos doctor [--json] [--model M] [--port PORT] [...]",
+        description="Say whether `pharos serve` would work with the same settings, and what to "
+        "mend. The exit code is 0 where it would, else 1.",
+        epilog=_SOURCES,
+    )
+    parser.add_argument("--json", action="store_true", help="Print JSON for programs.")
+    add_flags(parser)
+    return parser
+
+
+def _pull(arguments: Sequence[str]) -> int:
+    """Fetch a model beforehand."""
+    from argparse import ArgumentParser
+
+    from .config import ConfigurationError, load_settings
+
+    parser = ArgumentParser(
+        prog="pharos pull",
+        description="Fetch a model, convert it where needed, and verify it, so that pharos serve "
+        "finds everything on this machine. It can be interrupted and run again.",
+    )
+    parser.add_argument("model", metavar="M", help="as in pharos serve --model M")
+    parser.add_argument("--cache-dir", metavar="DIR", help="where models are kept")
+    chosen = parser.parse_args(arguments)
+    flags = ["--cache-dir", chosen.cache_dir] if chosen.cache_dir else []
+    try:
+        settings = load_settings([*flags, "--model", chosen.model])
+    except ConfigurationError as error:
+        _say(error.report())
+        return EXIT_USAGE
+    return _pull_here(settings)
+
+
+def _pull_here(settings: Settings) -> int:
+    from .engine.models.pull import pull
+    from .engine.models.source import classify
+    from .engine.models.store import Store
+    from .resilience.errors import ModelError
+
+    try:
+        source = classify(settings.model)
+        store = Store(settings.cache_dir)
+        result = pull(source, store, report=_say, progress=sys.stderr.isatty())
+    except ModelError as error:
+        _say(f"pharos: {error.message}")
+        return 1
+    print(result.directory)
+    return 0
+
+
+def _doctor(arguments: Sequence[str]) -> int:
+    """Say whether serving would work with these settings; 1 where it would not."""
+    if _wants_help(arguments):
+        print(_doctor_parser().format_help(), end="")
+        return 0
+    from .doctor import print_report
+
+    rest = [each for each in arguments if each != "--json"]
+    return 0 if print_report(rest, as_json="--json" in arguments, output=sys.stdout) else 1
