@@ -80,7 +80,7 @@ class GenerationDefaults:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model that has answered one token. Owned by the thread that loaded it."""
+    """A model with its weights in memory. Owned by the thread that loaded it."""
 
     model: Module
     tokenizer: TokenizerWrapper
@@ -134,18 +134,20 @@ def load_model(
             # Scales first: expanding in float16 would round every weight.
             model.set_dtype(mx.float32)
             model = dequantize_model(model)
-        mx.eval(model.parameters())
-        mx.clear_cache()
+        # Reading and expanding go on in mlx's own thread while the tokenizer loads in this one.
+        mx.async_eval(model.parameters())
     with _faults_of(directory, "tokenizer"):
         tokenizer = load_tokenizer(
             directory,
             {"trust_remote_code": trust_remote_code},
             eos_token_ids=config.get("eos_token_id"),
         )
-    with _faults_of(directory, "first token"):
+    with _faults_of(directory, "weights"):
+        mx.eval(model.parameters())
+        mx.clear_cache()
+        # Not evaluated: the graph of one token tells shapes and types, and that they fit.
         cache = make_prompt_cache(model)
         logits = model(mx.array([[0]]), cache=cache)
-        mx.eval(logits)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -288,5 +290,4 @@ _ADVICE = {
     "weights": "The weights do not match config.json, or one of the two is damaged.",
     "tokenizer": "The tokenizer's files are missing or damaged, or need a newer version of "
     "transformers.",
-    "first token": "The files can be read, but the model cannot compute with them.",
 }

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ...resilience.errors import ModelError
-from . import hub_cache
 from .gguf_header import check_supported, read_header
+from .hub_cache import complete_snapshot
 from .weights import inspect_weights, read_json
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def resolve_local(source: Source, store: Store) -> Path | None:
     if source.kind == "gguf":
         assert source.path is not None  # classify sets it
         return store.find_converted(source.path)
-    return hub_cache.complete_snapshot(source.name)
+    return complete_snapshot(source.name)
 
 
 def _directory(model: str, path: Path) -> Source:
