@@ -12,9 +12,10 @@ from __future__ import annotations
 import importlib.util
 import resource
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 # mlx_lm lowers the limit of open files of the process that imports it, to 2048 at most.
 _OPEN_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -23,6 +24,7 @@ import mlx.core as mx  # noqa: E402
 from mlx_lm.models.cache import make_prompt_cache  # noqa: E402
 from mlx_lm.utils import (  # noqa: E402
     MODEL_REMAPPING,
+    _get_classes,
     dequantize_model,
     load_tokenizer,
 )
@@ -128,26 +130,19 @@ def load_model(
     _check_type(config)
     weights = inspect_weights(directory, config)
     expand, expansion = _plan_expansion(weights, dequantize)
-    with _faults_of(directory, "weights"):
-        model, config = _load_weights(directory, lazy=True, trust_remote_code=trust_remote_code)
-        if expand:
-            # Scales first: expanding in float16 would round every weight.
-            model.set_dtype(mx.float32)
-            model = dequantize_model(model)
-        # Reading and expanding go on in mlx's own thread while the tokenizer loads in this one.
-        mx.async_eval(model.parameters())
-    with _faults_of(directory, "tokenizer"):
-        tokenizer = load_tokenizer(
-            directory,
-            {"trust_remote_code": trust_remote_code},
-            eos_token_ids=config.get("eos_token_id"),
-        )
-    with _faults_of(directory, "weights"):
-        mx.eval(model.parameters())
-        mx.clear_cache()
-        # Not evaluated: the graph of one token tells shapes and types, and that they fit.
-        cache = make_prompt_cache(model)
-        logits = model(mx.array([[0]]), cache=cache)
+    # The tokenizer touches no mlx, so it loads in another thread while mlx reads and expands.
+    # The architecture's module is imported before: it may make arrays, which belong to a thread.
+    if "model_file" not in config:
+        with _faults_of(directory, "weights"):
+            _get_classes(config)
+    with ThreadPoolExecutor(1, "tokenizer") as second:
+        pending = second.submit(_tokenizer, directory, config, trusted=trust_remote_code)
+        with _faults_of(directory, "weights"):
+            model = _model(directory, expand=expand, trusted=trust_remote_code)
+            # Not evaluated: the graph of one token tells shapes and types, and that they fit.
+            cache = make_prompt_cache(model)
+            logits = model(mx.array([[0]]), cache=cache)
+        tokenizer = pending.result()
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -162,6 +157,34 @@ def load_model(
         generation_defaults=_generation_defaults(directory),
         load_seconds=time.monotonic() - begin,
     )
+
+
+def _model(directory: Path, *, expand: bool, trusted: bool) -> Module:
+    """Read the weights, all of them, before this returns."""
+    model, _ = _load_weights(directory, lazy=True, trust_remote_code=trusted)
+    if expand:
+        # Scales first: expanding in float16 would round every weight.
+        model.set_dtype(mx.float32)
+        model = dequantize_model(model)
+    mx.eval(model.parameters())
+    mx.clear_cache()
+    return cast("Module", model)
+
+
+def _tokenizer(directory: Path, config: dict[str, Any], *, trusted: bool) -> TokenizerWrapper:
+    with _faults_of(directory, "tokenizer"):
+        tokenizer = load_tokenizer(
+            directory, {"trust_remote_code": trusted}, eos_token_ids=_end_tokens(directory, config)
+        )
+        return cast("TokenizerWrapper", tokenizer)
+
+
+def _end_tokens(directory: Path, config: dict[str, Any]) -> int | list[int] | None:
+    """Return the ids that end an answer: those of ``generation_config.json`` come first."""
+    path = directory / "generation_config.json"
+    own = read_json(path).get("eos_token_id") if path.is_file() else None
+    ends: int | list[int] | None = own or config.get("eos_token_id")
+    return ends
 
 
 def _device() -> str:
