@@ -34,6 +34,8 @@ from ..resilience.errors import (
 from .json_text import error_json
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .options import ServerOptions
 
 __all__ = ["Channel", "Server"]
@@ -127,6 +129,11 @@ class Channel(HTTPChannel):
                 return
         super().handle_close()
 
+    def abandon(self) -> None:
+        """Close the connection with what it still has to send; its request learns of it."""
+        self._refused = False
+        self.handle_close()
+
     def is_overdue(self, options: ServerOptions) -> bool:
         """Whether the client had its time to send a request, or to read a refusal."""
         now = time.monotonic()
@@ -158,21 +165,28 @@ class Server(TcpWSGIServer):
         """Close connections whose time is over. waitress calls it about every second."""
         super().maintenance(int(now))
         channels = self._channels()
+        stalled_since = now - self.options.idle_seconds
         for channel in channels:
-            if channel.is_overdue(self.options) or channel.is_stalled(
-                now - self.options.idle_seconds
-            ):
+            if channel.is_stalled(stalled_since):
+                # will_close is looked at when the socket takes output, which this one never does.
+                self._from_loop(channel.abandon)
+            elif channel.is_overdue(self.options):
                 channel.will_close = True
         if self.in_connection_overflow:
             # Idle connections must not make the server deaf: the oldest give way.
             idle = sorted(filter(Channel.is_idle, channels), key=_last_activity)
-            for channel in idle[: max(1, self.adj.connection_limit // 8)]:
+            for channel in idle[: (len(idle) + 1) // 2]:
                 channel.will_close = True
 
     @property
     def busy(self) -> bool:
         """Whether a request runs, or an answer is still being sent."""
         return any(channel.requests or channel.total_outbufs_len for channel in self._channels())
+
+    def _from_loop(self, action: Callable[[], None]) -> None:
+        """Have the I/O loop call ``action`` where closing a connection cannot confuse it."""
+        trigger: Any = self.trigger
+        trigger.pull_trigger(action)
 
     def _channels(self) -> list[Channel]:
         active: Any = self.active_channels

@@ -71,6 +71,8 @@ class _Submission:
     cached_tokens: int = 0
     completion_tokens: int = 0
     accepted: bool = False
+    echo: str = ""
+    """The prompt's text, where asked for: the first thing that each choice gains."""
     backlog: list[RequestEvent] = field(default_factory=list)
     """Events that came together with the acceptance."""
 
@@ -87,6 +89,7 @@ class _Submission:
             if isinstance(event, Accepted):
                 self.accepted = True
                 self.prompt_tokens = event.prompt_tokens
+                self.echo = event.echo
             else:
                 self.backlog.append(event)
 
@@ -195,6 +198,12 @@ class Run:
             submission.generation.close()
 
     def _collect(self, submission: _Submission, timeout: float, gains: dict[int, Gain]) -> None:
+        if submission.echo:
+            first = submission.first_choice
+            for choice in range(first, first + submission.unfinished):
+                gains[choice] = Gain(choice, submission.echo)
+            submission.echo = ""
+            return
         for event in submission.receive(timeout):
             if isinstance(event, Delta):
                 gain = _gain(gains, submission.first_choice + event.choice)

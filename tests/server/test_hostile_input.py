@@ -1,0 +1,245 @@
+"""Input that is wrong on purpose: a 4xx in JSON, at once, and nothing in the engine."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from support.http import CHAT, COMPLETIONS, chat_body, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from typing import Any
+
+    from support.http import RunningServer
+
+BODIES = {
+    "empty": b"",
+    "not JSON": b"hello",
+    "array": b"[]",
+    "deep": b'{"messages": ' + b"[" * 200_000,
+    "deep and closed": b'{"model": "tiny", "messages": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+    "NaN": b'{"model": "tiny", "temperature": NaN}',
+    "1e999": b'{"model": "tiny", "temperature": 1e999}',
+    "huge integer": b'{"model": "tiny", "seed": ' + b"1" * 10_000 + b"}",
+    "lone surrogate": b'{"model": "tiny", "messages": [{"role": "user", "content": "\\ud800"}]}',
+    "duplicate key": b'{"model": "tiny", "model": "tiny"}',
+    "UTF-16": '{"model": "tiny"}'.encode("utf-16"),
+    "Latin-1": '{"model": "é"}'.encode("latin-1"),
+    "NUL": b"\x00" * 100,
+    "huge token id": b'{"model": "tiny", "prompt": [99999999999999999999]}',
+}
+
+HEADS = {
+    "no version": (b"GET /livez\r\n\r\n", 200),
+    "lower case method": (b"get /livez HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    "no request line": (b":::\r\n\r\n", 400),
+    "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
+    "bad header": (b"GET /livez HTTP/1.1\r\nno colon\r\n\r\n", 400),
+    "bare CR": (b"GET /livez HTTP/1.1\r\nA: b\rc\r\n\r\n", 400),
+    "bad length": (b"POST /livez HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400),
+    "long length": (b"POST / HTTP/1.1\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n", 400),
+    "two lengths": (b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nx", 400),
+    "bad address": (b"GET http://[::1 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    "huge header": (b"GET /livez HTTP/1.1\r\nA: " + b"a" * 70_000 + b"\r\n\r\n", 400),
+    "length and chunks": (
+        b"POST / HTTP/1.1\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        400,
+    ),
+    "chunked twice": (
+        b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+        400,
+    ),
+    "gzip coding": (b"POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 400),
+    "chunks in 1.0": (b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+    "bad chunk": (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n", 400),
+}
+
+
+def raw(server: RunningServer, data: bytes) -> tuple[int, bytes]:
+    """Send bytes, and return the status and body of what comes until the server closes."""
+    with server.connect() as connection:
+        connection.sendall(data)
+        received = b""
+        while chunk := connection.recv(65536):
+            received += chunk
+            head, end, body = received.partition(b"\r\n\r\n")
+            length = [
+                int(line.split(b":")[1])
+                for line in head.splitlines()
+                if line.lower().startswith(b"content-length:")
+            ]
+            if end and length and len(body) >= length[0]:
+                return int(head.split()[1]), body
+    raise AssertionError(received)
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+def test_a_bad_body_is_a_400_and_never_reaches_the_engine(
+    server: RunningServer, path: str, body: bytes
+) -> None:
+    """The error is in OpenAI's shape, comes within a second, and nothing was submitted."""
+    start = time.monotonic()
+    answer = server.post(path, body)
+
+    assert 400 == answer.status
+    assert "invalid_request_error" == answer.error["type"]
+    assert time.monotonic() - start < 1
+    assert 0 == server.engine.in_flight
+
+
+@pytest.mark.parametrize(("head", "status"), HEADS.values(), ids=HEADS)
+def test_what_is_no_http_is_answered_in_json(
+    server: RunningServer, head: bytes, status: int
+) -> None:
+    """Also what waitress refuses by itself has OpenAI's shape, and shows no insides."""
+    got, body = raw(server, head)
+
+    assert status == (got if got != 431 else 400)
+    if status != 200:
+        message = json.loads(body)["error"]["message"]
+        assert "Traceback" not in message
+        assert len(message) < 300
+
+
+def test_other_media_types_are_a_415(server: RunningServer) -> None:
+    """A form or a body without a type is refused before it is read."""
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "application/json; charset=x"):
+        answer = server.post(CHAT, b"{}", Content_Type=kind)
+        assert (415, "unsupported_media_type") == (answer.status, answer.error["code"])
+
+
+def test_a_100_mb_body_is_a_413_before_it_is_sent(server: RunningServer) -> None:
+    """The refusal comes at the headers, and the client that goes on sending still sees it."""
+    with server.connect() as connection:
+        size = 100 * 1024 * 1024
+        head = f"POST {CHAT} HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: {size}"
+        connection.sendall(head.encode() + b"\r\n\r\n")
+
+        def flood() -> None:
+            try:
+                for _ in range(100):
+                    connection.sendall(b" " * (1024 * 1024))
+            except OSError:
+                pass
+
+        thread = threading.Thread(target=flood)
+        thread.start()
+        answer = b""
+        while b"body_too_large" not in answer:
+            chunk = connection.recv(65536)
+            assert chunk, answer
+            answer += chunk
+        assert answer.startswith(b"HTTP/1.1 413 ")
+        connection.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def test_a_chunked_body_over_the_limit_is_a_413(server: RunningServer) -> None:
+    """The limit holds without a declared length."""
+    limit = server.options.max_body_bytes
+    with server.connect() as connection:
+        connection.sendall(
+            f"POST {CHAT} HTTP/1.1\r\nContent-Type: application/json\r\n"
+            "Transfer-Encoding: chunked\r\n\r\n".encode()
+        )
+        connection.sendall(f"{limit + 1:x}\r\n".encode() + b" " * (limit + 1) + b"\r\n0\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_chunked_body_within_the_limit_is_read(server: RunningServer) -> None:
+    """Clients that do not know the length beforehand are served."""
+    body = json.dumps(chat_body()).encode()
+    chunks = b"".join(b"%x\r\n%b\r\n" % (1, body[i : i + 1]) for i in range(len(body)))
+    status, answer = raw(
+        server,
+        f"POST {CHAT} HTTP/1.1\r\nContent-Type: application/json\r\n"
+        "Transfer-Encoding: chunked\r\n\r\n".encode()
+        + chunks
+        + b"0\r\n\r\n",
+    )
+
+    assert 200 == status, answer
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "HEAD", "BREW"])
+def test_other_methods_are_a_405_that_says_what_is_allowed(
+    server: RunningServer, method: str
+) -> None:
+    """Whatever the method, the answer is JSON with an Allow header."""
+    answer = server.request(method, CHAT)
+
+    assert 405 == answer.status
+    assert "OPTIONS, POST" == answer.headers["Allow"]
+    if method != "HEAD":
+        assert "method_not_allowed" == answer.error["code"]
+
+
+def test_head_and_options_are_what_http_says(server: RunningServer) -> None:
+    """HEAD is GET without the body; OPTIONS tells the methods."""
+    head = server.request("HEAD", "/v1/models")
+    assert (200, b"") == (head.status, head.body)
+    options = server.request("OPTIONS", "/v1/models")
+    assert {"GET", "HEAD", "OPTIONS"} == set(options.headers["Allow"].split(", "))
+
+
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/chat", "/v1//models", "/%00", "/%ff", "/v2/x?y"])
+def test_unknown_routes_are_a_404_in_json(server: RunningServer, path: str) -> None:
+    """No path is answered in HTML, and none is redirected."""
+    answer = server.get(path)
+
+    assert (404, "route_not_found") == (answer.status, answer.error["code"])
+
+
+def test_a_get_that_expects_100_continue_does_not_hang(server: RunningServer) -> None:
+    """There is no body to wait for."""
+    assert 200 == raw(server, b"GET /livez HTTP/1.1\r\nExpect: 100-continue\r\n\r\n")[0]
+
+
+@pytest.mark.parametrize("part", [b"GET /livez HTT", b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nx"])
+def test_a_client_that_never_ends_its_request_is_cut(
+    tiny_model: Path, serving: Callable[..., Any], part: bytes
+) -> None:
+    """Headers and body have deadlines, also for a client that sends a byte now and then."""
+    with (
+        serving(tiny_model, ready=False, header_seconds=0.3, body_seconds=0.3) as server,
+        server.connect() as connection,
+    ):
+        connection.sendall(part)
+        assert b"" == connection.recv(65536)
+
+
+def test_idle_connections_do_not_make_the_server_deaf(
+    tiny_model: Path, serving: Callable[..., Any]
+) -> None:
+    """When all connections are taken by clients that ask nothing, the oldest give way."""
+    with serving(tiny_model, ready=False, connection_limit=12) as server:
+        idle = [server.connect() for _ in range(20)]
+        assert 200 == server.get("/livez").status
+        for connection in idle:
+            connection.close()
+
+
+def test_a_client_that_reads_nothing_is_cut(tiny_model: Path, serving: Callable[..., Any]) -> None:
+    """A stalled reader loses its connection, and the engine its request."""
+    with serving(tiny_model, idle_seconds=0.5) as server, server.connect() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        body = chat_body(max_tokens=8000, n=8, stream=True, logprobs=True, top_logprobs=20)
+        data = json.dumps(body).encode()
+        head = f"POST {CHAT} HTTP/1.1\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+        wait_until(lambda: server.engine.in_flight == 8)
+        server.wait_idle(8)
+
+
+def test_after_all_this_the_server_still_answers(server: RunningServer) -> None:
+    """Nothing above left a thread, a request or a connection behind."""
+    assert 200 == server.chat().status
+    assert 0 == server.engine.in_flight

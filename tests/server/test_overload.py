@@ -1,0 +1,76 @@
+"""More than the server holds: refusals at once, with the time to come back."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from support.http import CHAT, COMPLETIONS, chat_body, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+def test_a_full_queue_refuses_in_less_than_200_ms(
+    tiny_model: Path, serving: Callable[..., Any]
+) -> None:
+    """The refusal is a 503 with Retry-After; probes answer meanwhile; a freed place is usable."""
+    with serving(tiny_model, max_batch=1, max_queue=2) as server:
+        busy = [server.send(CHAT, **chat_body(max_tokens=8000, stream=True)) for _ in range(3)]
+        wait_until(lambda: server.engine.in_flight == 3)
+        for stream in (False, True):
+            start = time.monotonic()
+            answer = server.chat(stream=stream)
+            assert time.monotonic() - start < 0.2
+            assert (503, "queue_full") == (answer.status, answer.error["code"])
+            assert int(answer.headers["Retry-After"]) >= 1
+        start = time.monotonic()
+        assert 200 == server.get("/livez").status == server.get("/readyz").status
+        assert time.monotonic() - start < 0.2
+
+        for connection in busy:
+            connection.close()
+        server.wait_idle()
+        assert 200 == server.chat().status
+
+
+def test_a_request_that_does_not_fit_whole_leaves_nothing_behind(
+    tiny_model: Path, serving: Callable[..., Any]
+) -> None:
+    """When the third of three prompts finds the queue full, the first two are taken back."""
+    with serving(tiny_model, max_batch=1, max_queue=2) as server:
+        busy = server.send(CHAT, **chat_body(max_tokens=8000, stream=True))
+        wait_until(lambda: server.engine.in_flight == 1)
+        answer = server.post(COMPLETIONS, {"model": "tiny", "prompt": ["a", "b", "c"]})
+        assert 503 == answer.status
+        wait_until(lambda: server.engine.in_flight == 1, 2)
+        busy.close()
+        server.wait_idle()
+
+
+def test_while_the_model_loads_probes_answer_and_requests_are_refused(
+    tiny_model: Path, serving: Callable[..., Any]
+) -> None:
+    """The server listens before it can generate: alive, not ready, 503 that says when."""
+    with serving(tiny_model, ready=False) as server:
+        assert {"status": "ok"} == server.get("/livez").json
+        ready, health = server.get("/readyz"), server.get("/health").json
+        if server.engine.loaded is None:
+            assert (503, "loading") == (ready.status, ready.json["status"])
+            assert ready.headers["Retry-After"]
+            assert ("loading", False) == (health["status"], health["model_loaded"])
+            answer = server.chat()
+            if server.engine.loaded is None:
+                assert (503, "engine_unavailable") == (answer.status, answer.error["code"])
+                assert answer.headers["Retry-After"]
+        assert server.engine.wait_ready(15)
+        assert {"status": "ready", "reason": ""} == server.get("/readyz").json
+        health = server.get("/health").json
+        assert ("ok", True, "tiny", "cpu") == (
+            health["status"],
+            health["model_loaded"],
+            health["model"],
+            health["device"],
+        )
+        assert health["cache"]["limit_bytes"] > 0
