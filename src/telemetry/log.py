@@ -95,8 +95,10 @@ def configure_log(
         )
     )
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # It warns about every request that waits for a thread: our own figures say it better.
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
+    if level != "debug":
+        # waitress tells of every client that hangs up and every request that waits for a thread.
+        logging.getLogger("waitress").setLevel(logging.WARNING)
+        logging.getLogger("waitress.queue").setLevel(logging.ERROR)
 
 
 def _renderers(style: Literal["json", "console"], *, colors: bool) -> list[Processor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import pydantic
@@ -15,15 +14,6 @@ from mlx_pharos.settings import parse_size
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-
-@pytest.fixture(autouse=True)
-def _nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Run in an empty directory, without variables of the person who runs the tests."""
-    for name in list(os.environ):
-        if name.startswith("PHAROS_"):
-            monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
 
 
 def _problems(*arguments: str) -> dict[str, str]:
