@@ -49,10 +49,12 @@ test: $(VENV)/.dev ## Run the tests (ARGS goes to pytest)
 	@$(PY) -m pytest $(ARGS)
 
 lint: $(VENV)/.dev ## Check style, types and the borders between the rooms
-	@$(VENV)/bin/ruff check .
-	@$(VENV)/bin/ruff format --check .
-	@$(VENV)/bin/mypy
-	@$(VENV)/bin/lint-imports
+	@status=0; \
+	$(VENV)/bin/ruff check . || status=1; \
+	$(VENV)/bin/ruff format --check . || status=1; \
+	$(VENV)/bin/mypy || status=1; \
+	$(VENV)/bin/lint-imports || status=1; \
+	exit $$status
 
 format: $(VENV)/.dev ## Format the code and mend what ruff can
 	@$(VENV)/bin/ruff check --fix --exit-zero --quiet .
