@@ -235,7 +235,7 @@ def test_unsupported_quantization_is_named(tmp_path: Path) -> None:
     tensors: dict[str, Any] = {"token_embd.weight": (np.zeros((256, 64), np.float32), 14)}
     path = write_gguf(tmp_path / "m.gguf", tiny_metadata(), tensors)
 
-    with pytest.raises(ModelError, match="Q6_K.*Supported are F16, F32, Q4_0, Q4_1, Q8_0"):
+    with pytest.raises(ModelError, match=r"Q6_K.*Supported are F16, F32, Q4_0, Q4_1, Q8_0"):
         check_supported(path, read_header(path))
 
 
@@ -246,7 +246,7 @@ def test_cut_and_foreign_files_are_damaged(tmp_path: Path) -> None:
     cut = tmp_path / "cut.gguf"
     for size in (0, 3, 4, 12, 40, 1000, len(whole) // 2, len(whole) - 200):
         cut.write_bytes(whole[:size])
-        with pytest.raises(ModelError, match="damaged|no GGUF|cannot be read"):
+        with pytest.raises(ModelError, match=r"damaged|no GGUF|cannot be read"):
             read_header(cut)
     cut.write_bytes(b"GGUF\3\0\0\0" + b"\xff" * 500)
     with pytest.raises(ModelError, match="damaged"):

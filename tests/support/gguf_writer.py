@@ -43,7 +43,7 @@ _NAMES = {
 def _nibbles(quants: Array) -> Array:
     """Pack blocks of 32 four-bit values: the first half in the low nibbles."""
     half = _BLOCK // 2
-    return (quants[:, :half] | (quants[:, half:] << 4)).astype(np.uint8)
+    return np.asarray(quants[:, :half] | (quants[:, half:] << 4), dtype=np.uint8)
 
 
 def _q4_0(blocks: Array) -> tuple[bytes, Array]:

@@ -293,7 +293,7 @@ def _quantized(weights: dict[str, Array], *, bits: int, group_size: int) -> dict
     return result
 
 
-def write_tiny_model(  # noqa: PLR0913
+def write_tiny_model(
     directory: Path,
     *,
     seed: int = 0,

@@ -198,7 +198,7 @@ def faults_of_disk(root: Path) -> Iterator[None]:
                 f"The disk of {root} is full: make room, or choose another place with "
                 "PHAROS_CACHE_DIR."
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise ModelError(
                 f"{root} cannot be written: choose another place with PHAROS_CACHE_DIR."
             ) from error
