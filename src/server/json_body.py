@@ -23,6 +23,8 @@ _MAX_DEPTH = 32
 """A chat request needs 5 levels; metadata and schemas of tools some more."""
 _MAX_INTEGER_DIGITS = 20
 """Enough for every 64-bit number, far below where Python refuses to convert."""
+_EXACT = 2.0**53
+"""Below it a double holds every integer."""
 _SHOWN_CHARACTERS = 64
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 _BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
@@ -143,12 +145,13 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
-def _number(digits: str) -> float:
+def _number(digits: str) -> float | int:
     value = float(digits)
     if not math.isfinite(value):
         message = "The request body holds a number that is too large for a double."
         raise InvalidRequestError(message)
-    return value
+    # JSON knows one kind of number: 2.0 is an integer wherever 2 is.
+    return int(value) if value.is_integer() and abs(value) < _EXACT else value
 
 
 def _constant(name: str) -> NoReturn:

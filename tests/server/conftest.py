@@ -14,7 +14,7 @@ from mlx_pharos.server.app import create_app
 from mlx_pharos.server.listener import Listener
 from mlx_pharos.server.options import ServerOptions
 from mlx_pharos.server.shutdown import Shutdown
-from support.http import RunningServer
+from support.client import RunningServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from support.http import CHAT, COMPLETIONS, chat_body, wait_until
+from support.client import CHAT, COMPLETIONS, chat_body, wait_until
 from support.tiny_model import write_tiny_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from support.http import RunningServer
+    from support.client import RunningServer
 
 SOON = 1.0
 """Seconds: a poll, a chunk or a token, and a slow machine."""

@@ -7,7 +7,7 @@ import signal
 import threading
 from typing import TYPE_CHECKING, Any
 
-from support.http import CHAT, Answer, chat_body, events, wait_until
+from support.client import CHAT, Answer, chat_body, events, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

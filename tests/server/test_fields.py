@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from mlx_pharos.engine.protocol import ChatMessage, ChatPrompt, TextPrompt, TokenPrompt
 from mlx_pharos.resilience.errors import InvalidRequestError, UnsupportedFieldError
-from mlx_pharos.server.call import GenerationCall
 from mlx_pharos.server.families import ChatFamily, CompletionFamily
 from mlx_pharos.server.options import SamplingDefaults
+
+if TYPE_CHECKING:
+    from mlx_pharos.server.call import GenerationCall
 
 USER = {"role": "user", "content": "Hello"}
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from support.http import CHAT, COMPLETIONS, chat_body, wait_until
+from support.client import CHAT, COMPLETIONS, chat_body, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
     from typing import Any
 
-    from support.http import RunningServer
+    from support.client import RunningServer
 
 BODIES = {
     "empty": b"",
@@ -203,7 +203,9 @@ def test_a_get_that_expects_100_continue_does_not_hang(server: RunningServer) ->
     assert 200 == raw(server, b"GET /livez HTTP/1.1\r\nExpect: 100-continue\r\n\r\n")[0]
 
 
-@pytest.mark.parametrize("part", [b"GET /livez HTT", b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nx"])
+@pytest.mark.parametrize(
+    "part", [b"GET /livez HTT", b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nx"]
+)
 def test_a_client_that_never_ends_its_request_is_cut(
     tiny_model: Path, serving: Callable[..., Any], part: bytes
 ) -> None:

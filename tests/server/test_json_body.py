@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_pharos.resilience.errors import (
     BodyTooLargeError,
     InvalidRequestError,
     MediaTypeError,
-    RequestError,
 )
 from mlx_pharos.server.json_body import parse_json_object, read_json_object
 
@@ -83,6 +83,7 @@ def test_both_halves_of_a_surrogate_pair_are_a_character() -> None:
     assert {"a": "😀"} == parse_json_object(b'{"a": "\\ud83d\\ude00"}')
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         st.text(st.characters(exclude_categories=["Cs"])),
@@ -103,13 +104,12 @@ def test_every_strict_object_is_read_as_it_was_written(value: dict[str, Any]) ->
         assert value == parse_json_object(json.dumps(value, ensure_ascii=escaped).encode())
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=64))
 def test_any_bytes_are_read_or_refused(body: bytes) -> None:
     """No body makes the reader fail in another way than by refusing it."""
-    try:
+    with contextlib.suppress(InvalidRequestError):
         parse_json_object(body)
-    except RequestError as error:
-        assert error.status == 400
 
 
 @pytest.mark.parametrize(
@@ -146,3 +146,10 @@ def test_the_limit_holds_with_and_without_a_declared_length() -> None:
         read_json_object(environ(body), max_bytes=len(body) - 1)
     with pytest.raises(BodyTooLargeError):
         read_json_object(environ(body, CONTENT_LENGTH=""), max_bytes=len(body) - 1)
+
+
+def test_a_whole_number_is_an_integer_however_it_is_written() -> None:
+    """JSON has one kind of number, and some clients write 2.0 for 2."""
+    value = parse_json_object(b'{"a": 2.0, "b": 1e3, "c": 0.5, "d": 1e300}')
+
+    assert [int, int, float, float] == [type(number) for number in value.values()]

@@ -10,7 +10,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from support.http import RunningServer
+    from support.client import RunningServer
 
 HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from support.http import CHAT, COMPLETIONS, chat_body, wait_until
+from support.client import CHAT, COMPLETIONS, chat_body, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

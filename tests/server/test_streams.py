@@ -16,12 +16,12 @@ from mlx_pharos.server.envelope import Envelope
 from mlx_pharos.server.model_schema import ErrorAnswer
 from mlx_pharos.server.run import ClientGoneError, Gain, TokenUsage
 from mlx_pharos.server.sse import EventStream
-from support.http import CHAT, COMPLETIONS, chat_body, events
+from support.client import CHAT, COMPLETIONS, chat_body, events
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from support.http import RunningServer
+    from support.client import RunningServer
 
 TOKEN = TokenLogprob(
     7, "\N{REPLACEMENT CHARACTER}", b"\xc3", -0.5, (TopLogprob(7, "a", b"a", float("-inf")),)

@@ -1,0 +1,52 @@
+"""The API key: needed under /v1 when set, never for probes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mlx_pharos.resilience.errors import AuthenticationError
+from mlx_pharos.server.auth import check_api_key
+from support.client import CHAT, chat_body
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+@pytest.mark.parametrize(
+    "header", ["", "Bearer", "Bearer ", "Basic c2VjcmV0", "secret", "Bearer wrong", "Bearer secre"]
+)
+def test_a_missing_or_wrong_key_is_refused(header: str) -> None:
+    """Also one that is nearly right."""
+    with pytest.raises(AuthenticationError):
+        check_api_key(header, "secret")
+
+
+@pytest.mark.parametrize("header", ["Bearer sécret", "bearer sécret", "Bearer  sécret "])
+def test_the_right_key_passes(header: str) -> None:
+    """The scheme has no case, and header bytes beyond ASCII arrive as Latin-1."""
+    check_api_key(header.encode().decode("latin-1"), "sécret")
+
+
+def test_without_a_key_nothing_is_checked() -> None:
+    """Clients that always send some key are served."""
+    check_api_key("Bearer anything", "")
+
+
+def test_the_api_needs_the_key_and_the_probes_do_not(
+    tiny_model: Path, serving: Callable[..., Any]
+) -> None:
+    """A 401 comes before the body is judged, with the header that HTTP asks for."""
+    with serving(tiny_model, api_key="secret") as server:
+        for answer in (server.chat(), server.post(CHAT, b"{"), server.get("/v1/models")):
+            assert (401, "invalid_api_key") == (answer.status, answer.error["code"])
+            assert "Bearer" == answer.headers["WWW-Authenticate"]
+        for path in ("/livez", "/readyz", "/health", "/openapi.json"):
+            assert 200 == server.get(path).status
+        given = {"Authorization": "Bearer secret"}
+        assert 200 == server.post(CHAT, chat_body(), **given).status
+        document = server.get("/openapi.json").json
+        assert "401" in document["paths"][CHAT]["post"]["responses"]
+        assert [{"key": []}] == document["paths"][CHAT]["post"]["security"]
