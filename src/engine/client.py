@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 __all__ = ["EngineClient", "EngineSnapshot", "EngineState", "start_engine"]
 
 _log = logging.getLogger(__name__)
+_LOOKS_PER_SECOND = 3000
+"""Of all streams together. Measured on two cores: 32 streams get a quarter more tokens per second
+than with a thread woken for each token; one stream alone waits a third of a millisecond."""
+_LONGEST_PACE = 0.025
+"""Seconds; what a reader does not notice."""
 
 
 class EngineState(enum.Enum):
@@ -160,7 +165,7 @@ class EngineClient:
         """
         self._refuse_unless_ready()
         self._admission.take(n)
-        generation = Generation(next(self._ids), n=n, cancel=self._cancel)
+        generation = Generation(next(self._ids), n=n, cancel=self._cancel, pace=self._pace)
         with self._lock:
             if self._state is EngineState.READY:
                 self._in_flight[generation.id] = _InFlight(generation, n)
@@ -206,6 +211,10 @@ class EngineClient:
         if self._state is EngineState.LOADING:
             return EngineUnavailableError("The model is still loading. Retry in a moment.")
         return EngineUnavailableError("The engine is down. Retry later.", retry_after=5.0)
+
+    def _pace(self) -> float:
+        """Return the seconds between two looks of one stream: more streams, longer waits."""
+        return min(self._admission.taken / _LOOKS_PER_SECOND, _LONGEST_PACE)
 
     def _cancel(self, request_id: int) -> None:
         with self._lock:

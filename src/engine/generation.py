@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import time
 from typing import TYPE_CHECKING, Self
 
 from ..resilience.errors import (
@@ -45,8 +46,28 @@ class Generation:
     cancels the request in the engine.
     """
 
-    def __init__(self, request_id: int, *, n: int, cancel: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        request_id: int,
+        *,
+        n: int,
+        cancel: Callable[[int], None],
+        pace: Callable[[], float],
+    ) -> None:
+        """Wait for ``n`` sequences.
+
+        Args:
+            request_id: The id on the wire.
+            n: Sequences of the request.
+            cancel: Called with the id when the request is closed before its end.
+            pace: Returns the seconds that should lie between two looks at the
+                events. Waking a thread for each token of each stream would cost
+                more than all else that the server does; a few milliseconds later
+                several tokens wait, and leave together.
+        """
         self.id = request_id
+        self._pace = pace
+        self._looked_at = 0.0
         self._unfinished = n
         self._cancel = cancel
         self._closed = False
@@ -79,6 +100,7 @@ class Generation:
             EngineDiedError: The engine ended.
         """
         events: list[RequestEvent] = []
+        self._pause()
         with contextlib.suppress(queue.Empty):
             item = self._waiting.get(timeout=timeout)
             while True:
@@ -98,6 +120,13 @@ class Generation:
     def deliver(self, item: RequestEvent | PharosError) -> None:
         """Put an event, or the error that ends the request. For the reader thread."""
         self._waiting.put(item)
+
+    def _pause(self) -> None:
+        """Let the pace pass since the last look. Nobody is woken for what comes meanwhile."""
+        early = self._looked_at + self._pace() - time.monotonic()
+        if early > 0:
+            time.sleep(early)
+        self._looked_at = time.monotonic()
 
     def _defer(self, events: list[RequestEvent], error: PharosError) -> list[RequestEvent]:
         """Raise the error, but only after the text that came before it was handed out."""

@@ -48,8 +48,9 @@ class BatchRunner:
         self.capacity = max_batch
         self._draws: dict[int, Draws] = {}
         """Of each job in the generator, in the order of insertion."""
-        self._decoding: list[int] | None = None
-        self._starting: set[int] = set()
+        self._decoding: list[int] = []
+        """Whose rows the step's decode has; kept because a sequence can end in between."""
+        self._decode_sampled = False
         self._sampler = self._sample  # one object: the generator then samples the batch at once
         self._generator = BatchGenerator(
             model,
@@ -92,7 +93,7 @@ class BatchRunner:
     def step(self) -> RunnerStep:
         """Decode one token for every sequence, then prefill one chunk."""
         self._decoding = list(self._generator._generation_batch.uids)  # noqa: SLF001
-        self._starting = self._draws.keys() - set(self._decoding)
+        self._decode_sampled = not self._decoding
         prompts, tokens = self._generator.next()
         step = RunnerStep()
         for response in prompts:
@@ -134,10 +135,10 @@ class BatchRunner:
         of their insertion. The latter are the ones that were not decoding and
         are no longer in its prompt batch or its queue.
         """
-        if self._decoding:
-            keys, self._decoding = self._decoding, None
-            return keys
+        if not self._decode_sampled:
+            self._decode_sampled = True
+            return self._decoding
         generator = self._generator
-        still_in_prefill = set(generator._prompt_batch.uids)  # noqa: SLF001
-        still_in_prefill |= {entry[0] for entry in generator._unprocessed_sequences}  # noqa: SLF001
-        return sorted(self._starting - still_in_prefill)
+        others = {*self._decoding, *generator._prompt_batch.uids}  # noqa: SLF001
+        others.update(entry[0] for entry in generator._unprocessed_sequences)  # noqa: SLF001
+        return sorted(self._draws.keys() - others)

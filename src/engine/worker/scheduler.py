@@ -221,6 +221,8 @@ class Scheduler:
             for sample in step.sampled
             if self._running[sample.key].request.submit.logprobs and sample.finish != "stop"
         ]
+        if not wanted:
+            return {}
         entries = read_logprobs(
             [
                 (
