@@ -121,7 +121,8 @@ def build_document(options: ServerOptions) -> dict[str, Any]:
     for operation in OPERATIONS:
         paths.setdefault(operation.path, {})[operation.method] = _operation(operation, options)
     document: dict[str, Any] = {
-        "openapi": "3.1.0",
+        # 3.2 is the first that can describe the events of a stream.
+        "openapi": "3.2.0",
         "info": {
             "title": "Pharos",
             "version": __version__,
@@ -184,11 +185,11 @@ def _responses(operation: Operation, options: ServerOptions) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": schema}}
     description = "The answer."
     if operation.chunk is not None:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"itemSchema": _event(operation.chunk)}
         description = (
-            "The answer. With 'stream': true server-sent events, each of which holds a "
-            f"{operation.chunk.__name__} or, as the last but one, an ErrorAnswer; "
-            "the last is [DONE]."
+            "The answer. With 'stream': true server-sent events: each holds a "
+            f"{operation.chunk.__name__}, or an ErrorAnswer where the answer cannot be "
+            "finished; the last is [DONE]."
         )
     responses = {"200": {"description": description, "headers": _REQUEST_ID, "content": content}}
     for status, model in operation.other_answers.items():
@@ -197,6 +198,17 @@ def _responses(operation: Operation, options: ServerOptions) -> dict[str, Any]:
         if status != 401 or options.api_key:  # noqa: PLR2004
             responses[str(status)] = _answer(_ERRORS[status], _reference(ErrorAnswer), status)
     return responses
+
+
+def _event(chunk: type[BaseModel]) -> dict[str, Any]:
+    """Return the schema of an event of a stream."""
+    held = {"anyOf": [_reference(chunk), _reference(ErrorAnswer)]}
+    json_text = {"contentMediaType": "application/json", "contentSchema": held}
+    return {
+        "type": "object",
+        "required": ["data"],
+        "properties": {"data": {"type": "string", "anyOf": [{"const": "[DONE]"}, json_text]}},
+    }
 
 
 def _answer(description: str, schema: dict[str, Any], status: int) -> dict[str, Any]:
