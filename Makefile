@@ -27,7 +27,7 @@ $(PY):
 	@"$(PYTHON)" -m venv --clear $(VENV)
 
 $(VENV)/.runtime: $(PY) requirements/runtime.txt pyproject.toml
-	@echo "Installing what serving needs into $(VENV) (once; about 150 MB to download)"
+	@echo "Installing what serving needs into $(VENV) (once; about 80 MB to download)"
 	@$(PIP) install --require-hashes --requirement requirements/runtime.txt
 	@PYTHONWARNINGS=ignore $(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
@@ -53,7 +53,7 @@ lint: $(VENV)/.dev ## Check style, types and the borders between the rooms
 	$(VENV)/bin/ruff check . || status=1; \
 	$(VENV)/bin/ruff format --check . || status=1; \
 	$(VENV)/bin/mypy || status=1; \
-	$(VENV)/bin/lint-imports || status=1; \
+	$(VENV)/bin/lint-imports --no-logo || status=1; \
 	exit $$status
 
 format: $(VENV)/.dev ## Format the code and mend what ruff can
@@ -67,7 +67,7 @@ bench: $(VENV)/.dev ## Measure against mlx_lm.server; the figures go to bench/re
 	@$(PY) -m bench $(ARGS)
 
 build: $(VENV)/.dev ## Build the wheel and the source distribution into dist
-	@$(PY) -m build --no-isolation --outdir dist .
+	@$(PY) -m build --quiet --no-isolation --outdir dist .
 
 lock: $(VENV)/.dev ## Refresh the pinned requirements (ARGS: --upgrade)
 	@$(PIP) install uv

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import pytest
 import mlx_pharos
 from mlx_pharos.settings import Settings
 from mlx_pharos.sources import flag_of
+from support.served import serve_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,24 +92,11 @@ def test_wrong_settings_end_with_2_before_anything_starts(tmp_path: Path) -> Non
 
 
 def test_serve_serves_and_ends_with_0(tiny_model: Path) -> None:
-    """Serve listens where it was told, answers with the model, and ends with 0 on SIGTERM."""
-    command = [sys.executable, "-m", "mlx_pharos", "serve", "--port", "0", "--log-format", "json"]
-    with subprocess.Popen(
-        [*command, "--model", str(tiny_model), "--served-model-name", "tiny"],
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as server:
-        try:
-            assert server.stderr is not None
-            lines = iter(server.stderr.readline, "")
-            ready = next(line for line in lines if "is ready" in line)
-            url = next(word for word in ready.split() if word.startswith("http"))
-            with urllib.request.urlopen(f"{url}/models", timeout=10) as answer:
-                assert json.load(answer)["data"][0]["id"] == "tiny"
-        finally:
-            server.send_signal(signal.SIGTERM)
-            server.communicate(timeout=15)
-    assert server.returncode == 0
+    """Serve listens where it says, answers with the model, and ends with 0 on SIGTERM."""
+    with serve_model(tiny_model, "--served-model-name", "tiny") as served:
+        url = f"http://{served.address}/v1/models"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            assert json.load(answer)["data"][0]["id"] == "tiny"
 
 
 def test_pull_of_a_directory_says_where_it_is(tiny_model: Path) -> None:

@@ -1,0 +1,45 @@
+"""``pharos serve`` in a process of its own, as a person runs it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+__all__ = ["Served", "serve_model"]
+
+
+class Served(NamedTuple):
+    """A running ``pharos serve``."""
+
+    address: str
+    """Host and port."""
+    pid: int
+
+
+@contextmanager
+def serve_model(model: Path, *flags: str) -> Iterator[Served]:
+    """Serve a model on a free port until the block ends; it must then end with 0."""
+    command = [sys.executable, "-m", "mlx_pharos", "serve", "--model", str(model), "--port", "0"]
+    environment = {name: text for name, text in os.environ.items() if name[:7] != "PHAROS_"}
+    with subprocess.Popen(
+        [*command, *flags], stderr=subprocess.PIPE, text=True, env=environment
+    ) as server:
+        assert server.stderr is not None
+        try:
+            ready = next(line for line in iter(server.stderr.readline, "") if "is ready" in line)
+            found = re.search(r"http://([\d.:]+)", ready)
+            assert found is not None
+            yield Served(found[1], server.pid)
+        finally:
+            server.send_signal(signal.SIGTERM)
+            server.communicate(timeout=15)
+    assert server.returncode == 0
