@@ -21,6 +21,8 @@ from waitress.task import ThreadedTaskDispatcher
 from .channel import Server
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from _typeshed.wsgi import WSGIApplication
 
     from .options import ServerOptions
@@ -48,14 +50,26 @@ class ListenError(Exception):
 class Listener:
     """Owns the sockets and the worker threads. Made before the model is loaded.
 
+    Args:
+        application: What answers.
+        options: Fixed for the listener's life.
+        shutdown: Where the application sees how far the drain is.
+        on_drain: Called once in the thread of :meth:`run`, when new work is refused.
+
     Raises:
         ListenError: The address is taken, not allowed, or not of this machine.
     """
 
     def __init__(
-        self, application: WSGIApplication, options: ServerOptions, shutdown: Shutdown
+        self,
+        application: WSGIApplication,
+        options: ServerOptions,
+        shutdown: Shutdown,
+        *,
+        on_drain: Callable[[], None],
     ) -> None:
         self._options = options
+        self._on_drain = on_drain
         self._shutdown = shutdown
         self._stops = 0
         self._deadline = 0.0
@@ -94,6 +108,7 @@ class Listener:
         now = time.monotonic()
         if not self._shutdown.draining:
             self._shutdown.draining = True
+            self._on_drain()
             self._deadline = now + self._options.drain_seconds
             _log.info("shutting down; running requests get %g s", self._options.drain_seconds)
         if not any(server.busy for server in self._servers):

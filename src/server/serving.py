@@ -40,12 +40,13 @@ def serve(options: ServerOptions, engine: EngineClient) -> int:
     shutdown = Shutdown()
     try:
         try:
-            listener = Listener(create_app(options, engine, shutdown), options, shutdown)
+            app = create_app(options, engine, shutdown)
+            listener = Listener(app, options, shutdown, on_drain=engine.drain)
         except ListenError as error:
             _say(f"Pharos cannot start: {error}")
             return EXIT_CANNOT_LISTEN
         herald = _Herald(listener, options, engine)
-        with _signals(listener, engine):
+        with _signals(listener):
             herald.start()
             listener.run()
         return herald.exit_code
@@ -81,14 +82,13 @@ class _Herald:
 
 
 @contextlib.contextmanager
-def _signals(listener: Listener, engine: EngineClient) -> Iterator[None]:
+def _signals(listener: Listener) -> Iterator[None]:
     """Let SIGTERM and SIGINT stop the listener; only the main thread can."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(*_: object) -> None:
-        engine.drain()
         listener.stop()
 
     before = [signal.signal(number, stop) for number in _SIGNALS]

@@ -51,7 +51,8 @@ def _serving(model: Path, *, ready: bool = True, **settings: Any) -> Iterator[Ru
     )
     shutdown = Shutdown()
     try:
-        listener = Listener(create_app(options, engine, shutdown), options, shutdown)
+        app = create_app(options, engine, shutdown)
+        listener = Listener(app, options, shutdown, on_drain=engine.drain)
         loop = threading.Thread(target=listener.run, name="listener")
         loop.start()
         try:

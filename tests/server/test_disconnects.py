@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from support.client import RunningServer
 
-SOON = 1.0
+SOON = 2.0
 """Seconds: a poll, a chunk or a token, and a slow machine."""
 
 

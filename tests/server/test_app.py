@@ -1,0 +1,70 @@
+"""What every route has in common."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mlx_pharos.engine.client import EngineState
+from mlx_pharos.server.app import create_app
+from mlx_pharos.server.options import ServerOptions
+from support.client import CHAT, chat_body
+
+if TYPE_CHECKING:
+    from support.client import RunningServer
+
+
+class BrokenEngine:
+    """Fails as no engine should: with an error that nobody foresaw."""
+
+    state = EngineState.READY
+    loaded = None
+
+    def submit(self, *_: object, **__: object) -> None:
+        """Fail."""
+        raise RuntimeError("/secret/path")
+
+
+def test_an_unforeseen_error_is_a_500_without_its_text(caplog: pytest.LogCaptureFixture) -> None:
+    """The client learns that the server failed; the log learns why."""
+    engine: Any = BrokenEngine()
+    client = create_app(ServerOptions(("tiny",)), engine).test_client()
+    answer = client.post(CHAT, json=chat_body())
+
+    assert 500 == answer.status_code
+    assert "internal_error" == answer.get_json()["error"]["code"]
+    assert b"secret" not in answer.data
+    assert "/secret/path" in caplog.text
+
+
+@pytest.mark.parametrize("path", ["/livez", "/v1/models", "/nowhere"])
+def test_every_answer_has_a_request_id(server: RunningServer, path: str) -> None:
+    """A client's own id comes back; without one, each request gets another."""
+    ids = {server.get(path).headers["X-Request-Id"] for _ in range(2)}
+    assert 2 == len(ids)
+    own = server.request("GET", path, headers={"X-Request-Id": "a-B.7"})
+    assert "a-B.7" == own.headers["X-Request-Id"]
+
+
+@pytest.mark.parametrize("given", ["x" * 129, "a b", "é", "<script>", '"'])
+def test_a_dubious_request_id_is_replaced(server: RunningServer, given: str) -> None:
+    """What could break a log or a header does not get that far."""
+    answer = server.request("GET", "/livez", headers={"X-Request-Id": given})
+
+    assert re.fullmatch("req_[0-9a-f]{24}", answer.headers["X-Request-Id"])
+
+
+def test_health_reports_the_cache(server: RunningServer) -> None:
+    """The counts are the engine's: a second equal prompt is a hit."""
+    content = "Counted by the engine and reported by the server. " * 8
+    body = chat_body(messages=[{"role": "user", "content": content}])
+    before = server.get("/health").json["cache"]
+    for _ in range(2):
+        assert 200 == server.post(CHAT, body).status
+    after = server.get("/health").json["cache"]
+
+    assert after["hits"] > before["hits"]
+    assert 0 < after["bytes"] <= after["limit_bytes"]
+    assert after["entries"] > 0
