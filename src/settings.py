@@ -280,7 +280,7 @@ class Settings(BaseSettings):
         "info",
         "The least important messages to log.",
         group="Logs",
-        reason="One line per request, and what changes the server's state.",
+        reason="What changes the state of the server, and what went wrong.",
     )
     log_format: Literal["auto", "json", "console"] = _setting(
         "auto",
