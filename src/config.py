@@ -142,7 +142,7 @@ class ConfigValidator:
             return importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             raise DependencyError(
-                name, "is not installed; install Pharos again: pip install mlx-pharos"
+                name, "is not installed; install Pharos again, with its dependencies"
             ) from None
 
     def validate_mlx_backend(self) -> str:
@@ -157,8 +157,8 @@ class ConfigValidator:
         if not found:
             raise DependencyError(
                 "mlx",
-                "has no backend; install one: pip install 'mlx-pharos[cpu]', "
-                "or 'mlx-pharos[cuda]' for NVIDIA",
+                f"has no backend; install one: pip install 'mlx[cpu]=={_version('mlx')}', "
+                "or mlx[cuda13] for NVIDIA",
             )
         if len(found) > 1:
             raise DependencyError(

@@ -116,7 +116,7 @@ def _packages() -> Finding:
             name="Packages",
             status="error",
             text="; ".join(wrong),
-            mend="install Pharos again: make install, or pip install --upgrade mlx-pharos",
+            mend="install Pharos again, with its dependencies: make clean install",
             figures=installed,
         )
     shown = ("mlx", "mlx-lm", "flask", "waitress")
@@ -157,7 +157,7 @@ def _mlx(blas: str) -> Iterator[Finding]:
         return
     found, failure = probe_mlx(blas)
     if failure:
-        mend = "install Pharos again: make clean install, or pip install --force-reinstall mlx"
+        mend = "install Pharos again, with its dependencies: make clean install"
         yield Finding(name="MLX", status="error", text=f"does not load: {failure}", mend=mend)
         return
     name = found["device_name"]
@@ -218,7 +218,8 @@ def _port(settings: Settings, validator: ConfigValidator) -> Finding:
         text, _, mend = error.problems[0].text.partition("; ")
         mend = mend or "choose another: --host ADDRESS and --port PORT"
         return Finding(name="Address", status="error", text=text, mend=mend, figures=figures)
-    text = f"{settings.host}:{settings.port} is free"
+    where = f"{settings.host}:{settings.port}"
+    text = f"{where} is free" if settings.port else f"any free port of {settings.host}"
     return Finding(name="Address", text=text, figures=figures)
 
 
