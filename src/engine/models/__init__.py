@@ -4,6 +4,8 @@
 (``starter``, ``gguf`` and ``hub`` know their kind, ``store`` owns the cache
 directory), ``blas`` and ``loading`` bring it to life in the engine process.
 
-Only ``loading``, ``gguf`` and ``blas.measure`` touch mlx, and only ``loading`` at
-import. The server process imports ``source`` and nothing else of this room.
+The server process uses ``source``, ``store``, ``machine`` and
+``pull.ensure_local``, which never import mlx or the hub's library. ``loading``
+and ``hub`` import both; ``gguf`` imports mlx when a file is converted, and
+``blas`` when it measures.
 """
