@@ -69,19 +69,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _serve(arguments: Sequence[str]) -> int:
     """Serve a model until a signal."""
-    from .config import ConfigurationError, configure
-
     if _wants_help(arguments):
         print(_serve_parser().format_help(), end="")
         return 0
+
+    from .engine.supervisor import EngineProcess
+
+    # It takes most of a second to import its libraries, whatever the settings say.
+    process = EngineProcess()
     try:
-        settings = configure(arguments)
-    except ConfigurationError as error:
-        _say(error.report())
+        prepared = _prepared(arguments)
+    except BaseException:
+        process.discard()
+        raise
+    if prepared is None:
+        process.discard()
         return EXIT_USAGE
-    directory = _fetched(settings)
-    if directory is None:
-        return EXIT_USAGE
+    settings, directory = prepared
 
     from .engine.client import start_engine
 
@@ -89,6 +93,7 @@ def _serve(arguments: Sequence[str]) -> int:
         _engine_options(settings, directory),
         max_batch=settings.max_batch,
         max_queue=settings.max_queue,
+        process=process,
     )
     try:  # from here on the model loads while Flask is imported
         from .server import serve
@@ -98,6 +103,19 @@ def _serve(arguments: Sequence[str]) -> int:
         return serve(_server_options(settings), engine)
     finally:
         engine.close()
+
+
+def _prepared(arguments: Sequence[str]) -> tuple[Settings, str] | None:
+    """Return settings that hold and the model's directory; None where it was said what is wrong."""
+    from .config import ConfigurationError, configure
+
+    try:
+        settings = configure(arguments)
+    except ConfigurationError as error:
+        _say(error.report())
+        return None
+    directory = _fetched(settings)
+    return None if directory is None else (settings, directory)
 
 
 def _engine_options(settings: Settings, directory: str) -> EngineOptions:
@@ -117,7 +135,7 @@ def _engine_options(settings: Settings, directory: str) -> EngineOptions:
 
 
 def _server_options(settings: Settings) -> ServerOptions:
-    from .server import SamplingDefaults, ServerOptions
+    from .server import RequestDefaults, ServerOptions
 
     return ServerOptions(
         served_model_names=settings.served_names,
@@ -131,7 +149,7 @@ def _server_options(settings: Settings) -> ServerOptions:
         threads=settings.threads,
         connection_limit=settings.connection_limit,
         drain_seconds=settings.shutdown_grace,
-        sampling=SamplingDefaults(max_tokens=settings.max_tokens),
+        defaults=RequestDefaults(max_tokens=settings.max_tokens),
     )
 
 

@@ -73,9 +73,25 @@ class _InFlight:
     places: int
 
 
-def start_engine(options: EngineOptions, *, max_batch: int, max_queue: int) -> EngineClient:
-    """Spawn the engine process and return its client at once, while the model loads."""
-    return EngineClient(EngineProcess(options), Admission(max_batch=max_batch, max_queue=max_queue))
+def start_engine(
+    options: EngineOptions,
+    *,
+    max_batch: int,
+    max_queue: int,
+    process: EngineProcess | None = None,
+) -> EngineClient:
+    """Start the engine and return its client at once, while the model loads.
+
+    Args:
+        options: What the engine needs to know.
+        max_batch: Sequences that run together at most.
+        max_queue: Sequences that wait at most.
+        process: A process that was spawned before its options were known, so
+            that its imports ran meanwhile; the client owns it from now on.
+    """
+    process = process or EngineProcess()
+    process.start(options)
+    return EngineClient(process, Admission(max_batch=max_batch, max_queue=max_queue))
 
 
 class EngineClient:

@@ -7,6 +7,7 @@ killed leaves no orphan.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -29,17 +30,29 @@ class EngineProcess:
     a time and read by one thread; :meth:`stop` may be called from any thread.
     """
 
-    def __init__(self, options: EngineOptions) -> None:
-        """Spawn the process; returns at once, while it imports and loads."""
+    def __init__(self) -> None:
+        """Spawn the process; returns at once. It imports its libraries and waits for :meth:`start`."""
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 [sys.executable, "-P", "-m", "mlx_pharos.engine.worker", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
+                # The advice is to install PyTorch, which nothing here uses.
+                env=os.environ | {"TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"},
             )
         self.connection = Connection(ours.detach())
-        self.connection.send_bytes(encode_options(options))
+
+    def start(self, options: EngineOptions) -> None:
+        """Tell the process what to load. A process that has died already is seen by the reader."""
+        with contextlib.suppress(OSError):
+            self.connection.send_bytes(encode_options(options))
+
+    def discard(self) -> None:
+        """End a process that was never started; nothing is lost with it."""
+        self._process.kill()
+        self._process.wait()
+        self.connection.close()
 
     @property
     def pid(self) -> int:

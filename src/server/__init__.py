@@ -8,7 +8,7 @@ completions, each a pair of translations) and ``run`` (its events).
 from __future__ import annotations
 
 from .app import create_app
-from .options import SamplingDefaults, ServerOptions
+from .options import RequestDefaults, ServerOptions
 from .serving import serve
 
-__all__ = ["SamplingDefaults", "ServerOptions", "create_app", "serve"]
+__all__ = ["RequestDefaults", "ServerOptions", "create_app", "serve"]

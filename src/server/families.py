@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..engine.protocol import Prompt
     from .chat_schema import Message
     from .envelope import Envelope
-    from .options import SamplingDefaults
+    from .options import RequestDefaults
     from .run import Gain, TokenUsage
     from .sse import StreamWriter
 
@@ -46,7 +46,7 @@ class Family(Protocol):
     prompt_field: ClassVar[str]
     """The request field that the engine's complaints about the prompt are about."""
 
-    def read(self, body: dict[str, Any], defaults: SamplingDefaults) -> GenerationCall:
+    def read(self, body: dict[str, Any], defaults: RequestDefaults) -> GenerationCall:
         """Return the call that a body asks for; raises :class:`InvalidRequestError`."""
 
     def stream(self, call: GenerationCall, envelope: Envelope, choices: int) -> StreamWriter:
@@ -61,14 +61,14 @@ class ChatFamily:
 
     prompt_field: ClassVar[str] = "messages"
 
-    def read(self, body: dict[str, Any], defaults: SamplingDefaults) -> GenerationCall:
+    def read(self, body: dict[str, Any], defaults: RequestDefaults) -> GenerationCall:
         """Return the call that a body asks for; raises :class:`InvalidRequestError`."""
         request = validate(ChatRequest, body)
         limit = request.max_completion_tokens or request.max_tokens or defaults.max_tokens
         return GenerationCall(
             model=request.model,
             prompts=(ChatPrompt(tuple(map(_chat_message, request.messages))),),
-            sampling=request.sampling(defaults),
+            sampling=request.sampling(defaults.sampling),
             n=request.n or 1,
             max_tokens=limit,
             stop=request.stop_strings,
@@ -95,13 +95,13 @@ class CompletionFamily:
 
     prompt_field: ClassVar[str] = "prompt"
 
-    def read(self, body: dict[str, Any], defaults: SamplingDefaults) -> GenerationCall:
+    def read(self, body: dict[str, Any], defaults: RequestDefaults) -> GenerationCall:
         """Return the call that a body asks for; raises :class:`InvalidRequestError`."""
         request = validate(CompletionRequest, body)
         return GenerationCall(
             model=request.model,
             prompts=_prompts(request.prompt),
-            sampling=request.sampling(defaults),
+            sampling=request.sampling(defaults.sampling),
             n=request.n or 1,
             max_tokens=request.max_tokens or defaults.completion_max_tokens,
             stop=request.stop_strings,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from flask import Response, request
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from ..engine.client import EngineClient
     from .call import GenerationCall
     from .families import Family
-    from .options import ServerOptions
+    from .options import RequestDefaults, ServerOptions
     from .run import Run
     from .shutdown import Shutdown
 
@@ -52,7 +53,7 @@ class GenerateRoute:
             message = "The server is shutting down. Retry against another instance, or later."
             raise DrainingError(message, retry_after=5.0)
         body = read_json_object(request.environ, max_bytes=options.max_body_bytes)
-        call = family.read(body, options.sampling)
+        call = family.read(body, self._defaults())
         check_served(call.model, options)
         check_capacity(call, options.max_batch + options.max_queue, family.prompt_field)
         run = self._start(call, family)
@@ -60,6 +61,11 @@ class GenerateRoute:
         if call.stream:
             return self._stream(family, call, run, envelope)
         return _whole(family, call, run, envelope)
+
+    def _defaults(self) -> RequestDefaults:
+        loaded = self._engine.loaded
+        defaults = self._options.defaults
+        return defaults if loaded is None else replace(defaults, sampling=loaded.sampling)
 
     def _start(self, call: GenerationCall, family: Family) -> Run:
         environ: dict[str, Any] = request.environ

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from ..engine.protocol import Sampling
 from .strict_model import StrictModel, field_error
-
-if TYPE_CHECKING:
-    from .options import SamplingDefaults
 
 __all__ = ["MAX_CHOICES", "GenerationFields", "StopStrings", "StreamOptions"]
 
@@ -120,7 +117,7 @@ class GenerationFields(StrictModel):
         """Whether a stream ends with the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def sampling(self, defaults: SamplingDefaults) -> Sampling:
+    def sampling(self, defaults: Sampling) -> Sampling:
         """Return how to draw, with the server's defaults and a seed where none is given."""
         top_k = defaults.top_k if self.top_k is None else max(self.top_k, 0)
         seed = secrets.randbits(_SEED_BITS) if self.seed is None else self.seed % 2**_SEED_BITS

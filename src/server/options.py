@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-__all__ = ["SamplingDefaults", "ServerOptions"]
+from ..engine.protocol import Sampling
+
+__all__ = ["RequestDefaults", "ServerOptions"]
 
 _SPARE_THREADS = 8
 """Threads beyond those that admitted requests can hold: refusals, health checks, model lists."""
@@ -13,18 +15,11 @@ _SPARE_CONNECTIONS = 128
 
 
 @dataclass(frozen=True, slots=True)
-class SamplingDefaults:
-    """What a request gets for a sampling field that it leaves out.
+class RequestDefaults:
+    """What a request gets for a field that it leaves out."""
 
-    The values are OpenAI's, so that a client sees the same behaviour here.
-    """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    """0 is off."""
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
+    sampling: Sampling = field(default_factory=Sampling)
+    """OpenAI's values until the model is loaded, then what its authors recommend over them."""
     max_tokens: int = 0
     """Answer tokens of a chat; 0 lets it go on to the end of the context window."""
     completion_max_tokens: int = 16
@@ -63,7 +58,7 @@ class ServerOptions:
     """How long a connection may stay open without a request."""
     drain_seconds: float = 30.0
     """Time that running requests get to finish after SIGTERM."""
-    sampling: SamplingDefaults = SamplingDefaults()
+    defaults: RequestDefaults = RequestDefaults()
 
     @property
     def thread_count(self) -> int:

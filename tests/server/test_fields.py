@@ -9,7 +9,7 @@ import pytest
 from mlx_pharos.engine.protocol import ChatMessage, ChatPrompt, TextPrompt, TokenPrompt
 from mlx_pharos.resilience.errors import InvalidRequestError, UnsupportedFieldError
 from mlx_pharos.server.families import ChatFamily, CompletionFamily
-from mlx_pharos.server.options import SamplingDefaults
+from mlx_pharos.server.options import RequestDefaults
 
 if TYPE_CHECKING:
     from mlx_pharos.server.call import GenerationCall
@@ -19,12 +19,12 @@ USER = {"role": "user", "content": "Hello"}
 
 def chat(**fields: Any) -> GenerationCall:
     """Read a chat request."""
-    return ChatFamily().read({"model": "m", "messages": [USER]} | fields, SamplingDefaults())
+    return ChatFamily().read({"model": "m", "messages": [USER]} | fields, RequestDefaults())
 
 
 def complete(**fields: Any) -> GenerationCall:
     """Read a legacy completion request."""
-    return CompletionFamily().read({"model": "m", "prompt": "Hello"} | fields, SamplingDefaults())
+    return CompletionFamily().read({"model": "m", "prompt": "Hello"} | fields, RequestDefaults())
 
 
 WRONG = [

@@ -29,9 +29,9 @@ def main() -> int:
     # manager reach the whole group; the engine must outlive a drain.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # to install PyTorch
     connection = Connection(int(sys.argv[1]))
     outbox = Outbox(connection)
+    _import_libraries()
     try:
         options = decode_options(connection.recv_bytes())
         # Before anything imports mlx, so that mlx's matrix products find it.
@@ -46,6 +46,11 @@ def main() -> int:
         _log.exception("the engine could not start")
         outbox.send(LoadFailed(f"the engine could not start ({type(error).__name__})"))
         return 1
+
+
+def _import_libraries() -> None:
+    """Import what takes longest before the options are known. None of it imports mlx."""
+    from transformers import AutoTokenizer  # noqa: F401, PLC0415
 
 
 def _serve(

@@ -1,0 +1,1 @@
+"""Benchmarks against peers and limits. Run ``make bench``, or ``python -m bench --help``."""
