@@ -48,6 +48,7 @@ class Scheduler:
         vocabulary_size: int,
         inbox: queue.SimpleQueue[InboxItem],
         outbox: Outbox,
+        before_step: Callable[[], None] = lambda: None,
     ) -> None:
         """Build the first runner on the calling thread, which becomes the MLX thread.
 
@@ -59,6 +60,7 @@ class Scheduler:
             vocabulary_size: Ids that the model's logits cover.
             inbox: What arrives.
             outbox: Where messages go.
+            before_step: Called in the MLX thread before each step that runs something.
         """
         self._make_runner = make_runner
         self._runner = make_runner()
@@ -68,6 +70,7 @@ class Scheduler:
         self._vocabulary_size = vocabulary_size
         self._inbox = inbox
         self._outbox = outbox
+        self._before_step = before_step
         self._tokenizing: dict[int, bool] = {}
         """Requests between Arrived and Prepared; True once cancelled."""
         self._requests: dict[int, Request] = {}
@@ -185,6 +188,7 @@ class Scheduler:
     def _run(self) -> None:
         """Run one step. A step that fails takes the sequences in it along, not the engine."""
         try:
+            self._before_step()
             step = self._runner.step()
             for chunk in step.prefilled:
                 self._prefilled(chunk)

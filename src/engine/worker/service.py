@@ -69,6 +69,7 @@ def serve(
         vocabulary_size=loaded.vocabulary_size,
         inbox=inbox.items,
         outbox=outbox,
+        before_step=blas.threads.adjust if blas.threads else lambda: None,
     )
     outbox.send(_report(loaded, blas, prompt_cache, load_seconds=time.monotonic() - begin))
     inbox.start()
