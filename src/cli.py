@@ -49,7 +49,8 @@ _SOURCES = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the process's exit code."""
-    command, *rest = sys.argv[1:] if arguments is None else [*arguments] or [""]
+    given = sys.argv[1:] if arguments is None else [*arguments]
+    command, *rest = given or [""]
     commands = {"serve": _serve, "pull": _pull, "doctor": _doctor}
     if command in {"--version", "-V"}:
         print(f"pharos {__version__}")

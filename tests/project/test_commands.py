@@ -63,6 +63,13 @@ def test_the_help_of_serve_has_every_setting() -> None:
     assert "PHAROS_API_KEY" in text
 
 
+def test_without_a_command_the_summary_is_shown() -> None:
+    """A person who types the name alone learns what there is; the exit code is that of misuse."""
+    done = _pharos()
+    assert done.returncode == 2
+    assert "pharos serve" in done.stdout
+
+
 @pytest.mark.parametrize("command", ["pull", "doctor"])
 def test_every_command_has_a_help(command: str) -> None:
     """Each command says what it does."""
@@ -80,7 +87,7 @@ def test_an_unknown_command_is_named() -> None:
 
 
 def test_wrong_settings_end_with_2_before_anything_starts(tmp_path: Path) -> None:
-    """All errors are in one report, no process was spawned, and no traceback is shown."""
+    """All errors are in one report, nothing was bound, and no traceback is shown."""
     done = _pharos(
         "serve", "--port", "x", "--model", str(tmp_path), environment={"PHAROS_MAX_BACTH": "1"}
     )
