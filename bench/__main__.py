@@ -13,6 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
+import psutil
+
 from .scenarios import SCENARIOS, Row, Setting
 
 _ROOT = Path(__file__).parent.parent
@@ -25,7 +27,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5, help="counted runs of each side")
     arguments = parser.parse_args()
     sys.path.append(str(_ROOT / "tests"))
-    from support.tiny_model import write_tiny_model
+    from support.tiny_model import write_tiny_model  # noqa: PLC0415 - after the path
 
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -40,8 +42,6 @@ def main() -> int:
 
 
 def _machine() -> str:
-    import psutil
-
     packages = ", ".join(f"{name} {version(name)}" for name in ("mlx", "mlx-lm", "mlx-pharos"))
     return (
         f"{platform.system()} {platform.machine()}, {psutil.cpu_count()} cores, "
