@@ -90,6 +90,17 @@ def test_bytes_are_bounded_by_dropping_the_oldest() -> None:
     assert cache.lookup(list(range(41))) is None
 
 
+def test_an_entry_that_is_used_outlives_older_uses() -> None:
+    """What makes room is what was not used for longest, not what was stored first."""
+    cache = PromptCache(limit_bytes=2 * 40 * _BYTES_PER_TOKEN)
+    cache.store(_entry(list(range(40))))
+    cache.store(_entry(list(range(100, 140))))
+    assert cache.lookup([*range(30), 900]) is not None
+    cache.store(_entry(list(range(200, 240))))
+    assert cache.lookup(list(range(41))) is not None
+    assert cache.lookup(list(range(100, 141))) is None
+
+
 def test_state_that_cannot_be_cut_serves_only_whole() -> None:
     """A sliding window that has wrapped knows nothing of its beginning."""
     layer = RotatingKVCache(max_size=20)

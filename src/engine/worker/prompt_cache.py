@@ -7,7 +7,7 @@ thread alone.
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mlx_lm.models.cache import (
     KVCache,
@@ -80,17 +80,27 @@ class PromptCache:
         if match.common_prefix < _MIN_PREFIX:
             return None
         if match.exact is not None:
-            return StoredPrefix(tokens, copy.deepcopy(trie.get(_MODEL, tokens).prompt_cache))
+            return StoredPrefix(tokens, copy.deepcopy(self._use(tokens)))
         length = len(match.shorter or ())
         if match.longer is not None and match.common_prefix > length:
             cache = trie.get(_MODEL, match.longer).prompt_cache
             if can_trim_prompt_cache(cache):
+                self._use(match.longer)
                 cut = len(match.longer) - match.common_prefix
                 return StoredPrefix(tokens[: match.common_prefix], _copy_without_end(cache, cut))
         if length < _MIN_PREFIX:
             return None
         known = tokens[:length]
-        return StoredPrefix(known, copy.deepcopy(trie.get(_MODEL, known).prompt_cache))
+        return StoredPrefix(known, copy.deepcopy(self._use(known)))
+
+    def _use(self, tokens: list[int]) -> list[Any]:
+        """Return an entry's KV state, and let it be the last to make room.
+
+        mlx-lm's own lookup does not count as a use.
+        """
+        self._entries._lru.remove(_MODEL, tokens)  # noqa: SLF001
+        self._entries._lru.push(_MODEL, tokens)  # noqa: SLF001
+        return cast("list[Any]", self._entries._trie.get(_MODEL, tokens).prompt_cache)  # noqa: SLF001
 
     def clear(self) -> None:
         """Drop every entry."""
