@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from pathlib import Path
 
 from mlx_pharos.engine.models.blas import preload
 
@@ -21,8 +20,9 @@ from mlx_lm.utils import load  # noqa: E402
 
 def main() -> None:
     """Generate, and print the rates."""
-    directory, streams, tokens, runs = sys.argv[1], *map(int, sys.argv[2:5])
-    model, tokenizer = load(str(Path(directory)))
+    directory = sys.argv[1]
+    streams, tokens, runs = map(int, sys.argv[2:5])
+    model, tokenizer, *_ = load(directory)
     rates = []
     for run in range(runs + 1):  # the first one warms up
         prompts = [

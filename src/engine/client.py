@@ -179,15 +179,7 @@ class EngineClient:
             QueueFullError: Batch and queue are full.
             InvalidRequestError: ``n`` is more than the server can ever hold.
         """
-        self._refuse_unless_ready()
-        self._admission.take(n)
-        generation = Generation(next(self._ids), n=n, cancel=self._cancel, pace=self._pace)
-        with self._lock:
-            if self._state is EngineState.READY:
-                self._in_flight[generation.id] = _InFlight(generation, n)
-            else:
-                self._admission.release(n)
-                raise self._unavailable()
+        generation = self._admit(n)
         self._send(
             protocol.Submit(
                 id=generation.id,
@@ -203,6 +195,18 @@ class EngineClient:
             )
         )
         return generation
+
+    def _admit(self, n: int) -> Generation:
+        """Take places for a request and register it, so that its end cannot be missed."""
+        self._refuse_unless_ready()
+        self._admission.take(n)
+        generation = Generation(next(self._ids), n=n, cancel=self._cancel, pace=self._pace)
+        with self._lock:
+            if self._state is EngineState.READY:
+                self._in_flight[generation.id] = _InFlight(generation, n)
+                return generation
+        self._admission.release(n)
+        raise self._unavailable()
 
     def drain(self) -> None:
         """Refuse new work from now on; what runs goes on."""

@@ -52,8 +52,13 @@ def pull_hub(repository: str, *, report: Callable[[str], None], progress: bool) 
     report(f"Fetching {repository} from the hub.")
     directory = _fetch(repository)
     damaged = hub_cache.damaged_files(directory)
-    if not damaged:
-        return _checked(repository, directory)
+    if damaged:
+        directory = _fetch_again(repository, damaged, report)
+    return _checked(repository, directory)
+
+
+def _fetch_again(repository: str, damaged: list[Path], report: Callable[[str], None]) -> Path:
+    """Delete damaged files and fetch them; once, as a hub that sends them damaged goes on so."""
     names = ", ".join(path.name for path in damaged)
     if _is_offline():
         raise ModelError(
@@ -70,7 +75,7 @@ def pull_hub(repository: str, *, report: Callable[[str], None], progress: bool) 
             f"{damaged[0].name} of {repository} is damaged even after it was fetched again: the "
             "hub or a proxy sends something else than its hash says."
         )
-    return _checked(repository, directory)
+    return directory
 
 
 def _fetch(repository: str) -> Path:

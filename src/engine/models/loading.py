@@ -130,19 +130,11 @@ def load_model(
     _check_type(config)
     weights = inspect_weights(directory, config)
     expand, expansion = _plan_expansion(weights, dequantize)
-    # The tokenizer touches no mlx, so it loads in another thread while mlx reads and expands.
-    # The architecture's module is imported before: it may make arrays, which belong to a thread.
-    if "model_file" not in config:
-        with _faults_of(directory, "weights"):
-            _get_classes(config)
-    with ThreadPoolExecutor(1, "tokenizer") as second:
-        pending = second.submit(_tokenizer, directory, config, trusted=trust_remote_code)
-        with _faults_of(directory, "weights"):
-            model = _model(directory, expand=expand, trusted=trust_remote_code)
-            # Not evaluated: the graph of one token tells shapes and types, and that they fit.
-            cache = make_prompt_cache(model)
-            logits = model(mx.array([[0]]), cache=cache)
-        tokenizer = pending.result()
+    model, tokenizer = _read(directory, config, expand=expand, trusted=trust_remote_code)
+    with _faults_of(directory, "weights"):
+        # Not evaluated: the graph of one token tells shapes and types, and that they fit.
+        cache = make_prompt_cache(model)
+        logits = model(mx.array([[0]]), cache=cache)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -185,6 +177,25 @@ def _end_tokens(directory: Path, config: dict[str, Any]) -> int | list[int] | No
     own = read_json(path).get("eos_token_id") if path.is_file() else None
     ends: int | list[int] | None = own or config.get("eos_token_id")
     return ends
+
+
+def _read(
+    directory: Path, config: dict[str, Any], *, expand: bool, trusted: bool
+) -> tuple[nn.Module, TokenizerWrapper]:
+    """Read tokenizer and weights at the same time.
+
+    The tokenizer touches no mlx, so it loads in another thread while mlx reads
+    and expands. The architecture's module is imported before: it may make
+    arrays, which belong to a thread.
+    """
+    if "model_file" not in config:
+        with _faults_of(directory, "weights"):
+            _get_classes(config)
+    with ThreadPoolExecutor(1, "tokenizer") as second:
+        pending = second.submit(_tokenizer, directory, config, trusted=trusted)
+        with _faults_of(directory, "weights"):
+            model = _model(directory, expand=expand, trusted=trusted)
+        return model, pending.result()
 
 
 def _device() -> str:
