@@ -181,7 +181,7 @@ def _end_tokens(directory: Path, config: dict[str, Any]) -> int | list[int] | No
 
 def _read(
     directory: Path, config: dict[str, Any], *, expand: bool, trusted: bool
-) -> tuple[nn.Module, TokenizerWrapper]:
+) -> tuple[Module, TokenizerWrapper]:
     """Read tokenizer and weights at the same time.
 
     The tokenizer touches no mlx, so it loads in another thread while mlx reads
