@@ -215,15 +215,15 @@ def tiny_1(setting: Setting) -> list[Row]:
 
 def starter_16(setting: Setting) -> list[Row]:
     """16 streams of the starter model on this machine, against the 4-bit files as they are."""
-    store = Store(default_cache_dir())
+    store = Store(default_cache_dir().expanduser())
     directory = ensure_local("starter", store, report=lambda line: print(line, file=sys.stderr))
     repeats = min(setting.repeats, 3)
     with running(pharos_command, "starter", _OURS) as own:
-        (ours,) = _rounds([own], repeats, 16, 64)
+        (ours,) = _rounds([own], repeats, 16, 32)
     with running(mlx_lm_command, directory, _PEER) as other:
-        # It is slow: short answers, and no round to warm up.
+        # It is slow, so it gets no round to warm up; its first answer has done that.
         peer = [
-            run_load(Load(other.port, other.model, 16, 8, f"starter.{repeat}"))
+            run_load(Load(other.port, other.model, 16, 32, f"starter.{repeat}"))
             for repeat in range(repeats)
         ]
     return [

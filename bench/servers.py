@@ -98,7 +98,7 @@ def running(
     process = subprocess.Popen(
         make_command(model, port, *arguments),
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE if "PHAROS_BENCH_QUIET" in os.environ else None,
+        stderr=subprocess.DEVNULL,
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
     )
     try:
