@@ -134,9 +134,35 @@ def test_lookup_beside_a_very_long_entry_is_quick() -> None:
     assert list(range(20)) == _keys(found)
 
 
-def test_clear_drops_everything() -> None:
-    """No entry, no bytes."""
+def test_an_entry_larger_than_the_cache_is_not_kept() -> None:
+    """It would make all others go, and then itself."""
+    cache = PromptCache(limit_bytes=100 * _BYTES_PER_TOKEN)
+    cache.store(_entry(list(range(40))))
+    cache.store(_entry(list(range(1000, 1200))))
+    assert 1 == len(cache)
+    assert cache.lookup(list(range(41))) is not None
+
+
+def test_uncounted_lookups_are_no_hits() -> None:
+    """A request that reads what it stored itself says nothing about the cache."""
     cache = PromptCache(limit_bytes=1 << 30)
     cache.store(_entry(list(range(40))))
-    cache.clear()
-    assert (0, 0) == (len(cache), cache.size_bytes)
+    assert cache.lookup(list(range(41)), counted=False) is not None
+    assert cache.lookup([900] * 30, counted=False) is None
+    assert (0, 0) == (cache.hits, cache.misses)
+
+
+def test_bytes_counted_are_bytes_held() -> None:
+    """Views of a batch's buffers are computed when stored, and do not keep the buffers."""
+    cache = PromptCache(limit_bytes=1 << 30)
+    before = mx.get_active_memory()
+    batch = mx.zeros((64, 4, 512, 16)) + 1
+    mx.eval(batch)
+    layer = KVCache()
+    layer.keys = mx.contiguous(batch[3:4])
+    layer.values = mx.contiguous(batch[4:5])
+    layer.offset = 512
+    cache.store(StoredPrefix(list(range(512)), [layer]))
+    del batch, layer
+    held = mx.get_active_memory() - before
+    assert held <= cache.size_bytes * 1.1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import cast
 
@@ -9,6 +10,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_pharos.engine.protocol import Sampling
+from mlx_pharos.engine.worker import sampling as sampling_module
 from mlx_pharos.engine.worker.sampling import Draws, make_processors, sample
 
 _VOCABULARY = 12
@@ -93,6 +95,42 @@ def test_draws_follow_the_distribution() -> None:
 def test_filters_leave_only_likely_tokens(sampling: Sampling, allowed: set[int]) -> None:
     """top_k counts, top_p sums, min_p compares with the best; out of range is off."""
     assert set(_draw(sampling, 60)) <= allowed
+
+
+def test_filters_keep_the_sets_that_they_name() -> None:
+    """Rows with different filters, in one batch, against a plain count of the probabilities."""
+    filters = [
+        Sampling(top_p=0.5),
+        Sampling(min_p=0.3),
+        Sampling(top_k=3),
+        Sampling(),
+        Sampling(top_p=0.9, min_p=0.05, top_k=5),
+        Sampling(top_p=0.0),
+    ]
+    logprobs = _logprobs(len(filters))
+    kept = sampling_module._filter_rows(logprobs, [_draws(each).filter for each in filters])
+    probabilities = [math.exp(value) for value in cast("list[float]", logprobs[0].tolist())]
+    order = sorted(range(_VOCABULARY), key=lambda token: -probabilities[token])
+    for row, each in enumerate(filters):
+        expected: set[int] = set()
+        mass = 0.0
+        for rank, token in enumerate(order):
+            wanted = (
+                (rank == 0 or each.top_p == 1.0 or mass < each.top_p)
+                and probabilities[token] >= each.min_p * probabilities[order[0]]
+                and (not each.top_k or rank < each.top_k)
+            )
+            if wanted:
+                expected.add(token)
+            mass += probabilities[token]
+        values = cast("list[float]", kept[row].tolist())
+        assert expected == {token for token, value in enumerate(values) if math.isfinite(value)}
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-39, 5e-324])
+def test_a_temperature_near_zero_is_greedy(temperature: float) -> None:
+    """Dividing by it would leave the range of float32."""
+    assert [11] * 3 == _draw(Sampling(temperature=temperature, seed=1), 3)
 
 
 def _processed(sampling: Sampling, tokens: list[int], prompt_tokens: int) -> list[float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any, cast
 
+import mlx.core as mx
 from mlx_lm.models.cache import (
     KVCache,
     LRUPromptCache,
@@ -54,24 +55,37 @@ class PromptCache:
         """Bytes of KV state that the entries hold."""
         return int(self._entries.nbytes)
 
-    def lookup(self, tokens: list[int]) -> StoredPrefix | None:
-        """Return a copy of the KV state of the longest stored prefix, and count hit or miss.
+    def lookup(self, tokens: list[int], *, counted: bool = True) -> StoredPrefix | None:
+        """Return a copy of the KV state of the longest stored prefix.
 
         At least the last token is left to compute: its logits are needed.
+
+        Args:
+            tokens: The prompt.
+            counted: Whether this is a hit or a miss. It is neither where a request
+                reads what it has just stored itself.
         """
         if not self.limit_bytes:
             return None
         found = self._find(tokens[:-1]) if len(tokens) > _MIN_PREFIX else None
-        if found is None:
+        if counted and found is None:
             self.misses += 1
-        else:
+        elif counted:
             self.hits += 1
         return found
 
     def store(self, prefix: StoredPrefix) -> None:
-        """Keep KV state, which the cache owns from now on; older entries make room."""
-        if self.limit_bytes and prefix.tokens:
-            self._entries.insert_cache(_MODEL, prefix.tokens, prefix.cache)
+        """Keep KV state, which the cache owns from now on; older entries make room.
+
+        State that is larger than the whole cache is not kept: all others would go for it.
+        """
+        size = sum(layer.nbytes for layer in prefix.cache)
+        if not prefix.tokens or size > self.limit_bytes:
+            return
+        # What a batch hands out are views of its buffers, still to be computed. Each would keep
+        # the buffers of the whole batch, and the bytes counted would not be the bytes held.
+        mx.eval([layer.state for layer in prefix.cache])
+        self._entries.insert_cache(_MODEL, prefix.tokens, prefix.cache)
 
     def _find(self, tokens: list[int]) -> StoredPrefix | None:
         """Prefer the longest match; one inside a longer entry needs caches that can be cut."""
@@ -101,10 +115,6 @@ class PromptCache:
         self._entries._lru.remove(_MODEL, tokens)  # noqa: SLF001
         self._entries._lru.push(_MODEL, tokens)  # noqa: SLF001
         return cast("list[Any]", self._entries._trie.get(_MODEL, tokens).prompt_cache)  # noqa: SLF001
-
-    def clear(self) -> None:
-        """Drop every entry."""
-        self._entries.trim_to(n_sequences=0)
 
 
 class _PromptTrie(PromptTrie):

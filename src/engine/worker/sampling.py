@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
-from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +18,8 @@ Processor = Callable[[mx.array, mx.array], mx.array]
 """Takes all tokens so far, shape (tokens,), and logits, shape (1, vocabulary)."""
 
 _Filter = tuple[float, float, int]
+_COLDEST = 1e-5
+"""Below it is greedy: the scaled differences would leave the range of float32."""
 _NO_FILTER: _Filter = (1.0, 0.0, 0)
 _MASK = (1 << 64) - 1
 
@@ -34,7 +35,7 @@ class Draws:
     def __init__(
         self, sampling: Sampling, *, choice: int, vocabulary_size: int, position: int = 0
     ) -> None:
-        self.temperature = sampling.temperature
+        self.temperature = sampling.temperature if sampling.temperature >= _COLDEST else 0.0
         top_k = sampling.top_k if sampling.top_k < vocabulary_size else 0
         self.filter: _Filter = (sampling.top_p, sampling.min_p, top_k)
         if self.temperature == 0:
@@ -80,25 +81,41 @@ _categorical_rows = mx.vmap(_categorical)
 
 
 def _filter_rows(logprobs: mx.array, filters: list[_Filter]) -> mx.array:
-    """Filter row by row only where the rows differ."""
-    first = filters[0]
-    if all(other == first for other in filters):
-        return _filter(logprobs, first)
-    rows = [_filter(logprobs[index : index + 1], each) for index, each in enumerate(filters)]
-    return mx.concatenate(rows, axis=0)
+    """Make every token impossible that top-p, min-p or top-k exclude in its row.
+
+    Each of the three keeps the most likely tokens down to a threshold, so the
+    highest threshold decides and one sort serves all. mlx-lm's own filters are
+    compiled with their parameters as constants: on the CPU each new value of
+    ``top_p`` would call the C++ compiler, for half a second, in the MLX thread.
+    """
+    if all(each == _NO_FILTER for each in filters):
+        return logprobs
+    best = mx.max(logprobs, axis=-1, keepdims=True)
+    threshold = best + mx.log(mx.array([[min_p] for _, min_p, _ in filters]))
+    if any(top_p < 1.0 or top_k for top_p, _, top_k in filters):
+        ascending = mx.sort(logprobs, axis=-1)
+        threshold = mx.maximum(threshold, _top_p_threshold(ascending, filters))
+        threshold = mx.maximum(threshold, _top_k_threshold(ascending, filters))
+    return mx.where(logprobs < mx.minimum(threshold, best), -mx.inf, logprobs)
 
 
-def _filter(logprobs: mx.array, parameters: _Filter) -> mx.array:
-    """Apply the filters in mlx-lm's order: top-p, min-p, top-k."""
-    top_p, min_p, top_k = parameters
-    if top_p < 1.0:
-        # 0 means "only the most likely token", which the smallest mass is.
-        logprobs = apply_top_p(logprobs, max(top_p, 1e-9))
-    if min_p > 0.0:
-        logprobs = apply_min_p(logprobs, min_p)
-    if top_k > 0:
-        logprobs = apply_top_k(logprobs, top_k)
-    return logprobs
+def _top_p_threshold(ascending: mx.array, filters: list[_Filter]) -> mx.array:
+    """Return per row the least likely token of the smallest set with at least this mass."""
+    # A row without the filter gets a mass that no set reaches; 0 keeps the most likely token.
+    masses = mx.array([[top_p if top_p < 1.0 else 2.0] for top_p, _, _ in filters])
+    probabilities = mx.exp(ascending.astype(mx.float32))
+    above = mx.cumsum(probabilities, axis=-1, reverse=True, inclusive=False)
+    total = above[:, :1] + probabilities[:, :1]
+    dropped = (above >= masses * total).sum(axis=-1, keepdims=True)
+    last = mx.minimum(dropped, ascending.shape[-1] - 1)
+    return mx.take_along_axis(ascending, last, axis=-1)
+
+
+def _top_k_threshold(ascending: mx.array, filters: list[_Filter]) -> mx.array:
+    """Return per row the k-th most likely token; tokens as likely as that one stay too."""
+    width = ascending.shape[-1]
+    places = mx.array([[width - (top_k or width)] for _, _, top_k in filters])
+    return mx.take_along_axis(ascending, places, axis=-1)
 
 
 def make_processors(sampling: Sampling, *, prompt_tokens: int) -> tuple[Processor, ...]:

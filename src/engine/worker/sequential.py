@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -62,14 +63,10 @@ class SequentialRunner:
             self._next = None
 
     def extract(self, key: int) -> StoredPrefix | None:
-        """Return the KV state.
-
-        It is the running job's own: once a token has been computed ahead, the
-        caches hold it too, so the state is only offered before the first one.
-        """
-        if key != self._key or self._job is None or self._next is not None or not self._in_cache:
+        """Return a copy of the KV state, as the running job goes on with its own."""
+        if key != self._key or self._job is None or not self._in_cache:
             return None
-        return StoredPrefix(list(self._in_cache), self._cache)
+        return StoredPrefix(list(self._in_cache), copy.deepcopy(self._cache))
 
     def step(self) -> RunnerStep:
         """Prefill one chunk or, once the prompt is in, decode one token."""
@@ -103,15 +100,18 @@ class SequentialRunner:
             self._next = self._compute(job, token, context)
         value = cast("int", token.item())
         self._generated += 1
-        self._in_cache.append(value)
+        if not ends_by_length:
+            self._in_cache.append(value)  # it went in when the next one was computed
         finish: Literal["stop", "length"] | None = None
         if value in self._eos:
             finish = "stop"
         elif ends_by_length:
             finish = "length"
+        stored = None
         if finish is not None:
             self._job = None
-        return SampledToken(self._key, value, logprobs[0], finish, stored=None)
+            stored = StoredPrefix(self._in_cache, self._cache)
+        return SampledToken(self._key, value, logprobs[0], finish, stored)
 
     def _compute(self, job: Job, token: mx.array, context: mx.array) -> tuple[mx.array, mx.array]:
         """Run the model on one token and sample the next, without waiting for the result."""

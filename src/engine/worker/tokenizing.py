@@ -65,9 +65,7 @@ class PromptEncoder:
             raise PromptError("no_chat_template")
         messages = []
         for message in prompt.messages:
-            # OpenAI renamed the system role; chat templates know the old name.
-            role = "system" if message.role == "developer" else message.role
-            fields = {"role": role, "content": message.content}
+            fields = {"role": message.role, "content": message.content}
             if message.name is not None:
                 fields["name"] = message.name
             messages.append(fields)
