@@ -83,6 +83,33 @@ def test_it_is_fetched_verified_converted_once(index: Path, tmp_path: Path) -> N
     assert [] == said
 
 
+def test_it_answers_as_its_authors_recommend(index: Path, tmp_path: Path) -> None:
+    """Requests that say nothing are sampled as the model's card says."""
+    recommended = load_model(_pull(Store(tmp_path))).generation_defaults
+
+    assert (0.2, 0.9, None) == (recommended.temperature, recommended.top_p, recommended.top_k)
+
+
+def test_an_older_conversion_is_renewed_offline(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A conversion without the recommended sampling is replaced without fetching, and left whole."""
+    store = Store(tmp_path / "cache")
+    with monkeypatch.context() as patch:
+        patch.setattr(starter, "STARTER_ENTRY", starter._FORMER_ENTRY)
+        patch.setattr(starter, "_SAMPLING", {})
+        former = _pull(store)
+    shutil.rmtree(index)
+
+    directory = _pull(store)
+
+    store.verify(former)
+    store.verify(directory)
+    assert former != directory
+    assert 0.2 == load_model(directory).generation_defaults.temperature
+    assert load_model(former).generation_defaults.temperature is None
+
+
 def test_an_interrupted_conversion_does_not_fetch_again(
     index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["STARTER_ENTRY", "Source", "classify", "resolve_local"]
 
-STARTER_ENTRY = "starter-smollm2-135m-instruct-q4_1"
+STARTER_ENTRY = "starter-smollm2-135m-instruct-q4_1-2"
 """The starter's entry in the store. A change of the conversion gets a new name."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)

