@@ -22,6 +22,10 @@ __all__ = [
     "TextPart",
 ]
 
+_MAX_MESSAGES = 10_000
+"""A conversation of this many does not fit into the context of any model."""
+_MAX_PARTS = 10_000
+
 
 class TextPart(StrictModel):
     """A piece of a message's text."""
@@ -38,7 +42,10 @@ def _text_or_parts(value: object) -> str | None:
 
 Content = Annotated[
     Annotated[str, Tag("<text>")]
-    | Annotated[Annotated[list[TextPart], Field(min_length=1)], Tag("<parts>")],
+    | Annotated[
+        Annotated[list[TextPart], Field(min_length=1, max_length=_MAX_PARTS, fail_fast=True)],
+        Tag("<parts>"),
+    ],
     Discriminator(
         _text_or_parts,
         custom_error_type="content",
@@ -100,7 +107,7 @@ class TextFormat(StrictModel):
 class ChatRequest(GenerationFields):
     """A conversation to answer."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=_MAX_MESSAGES, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
     """OpenAI's newer name of ``max_tokens``. Left out, an answer may fill the context window."""
     logprobs: bool | None = None
@@ -115,7 +122,7 @@ class ChatRequest(GenerationFields):
     functions: EmptyList | None = None
     function_call: Literal["none", "auto"] | None = None
     response_format: TextFormat | None = None
-    modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(max_length=1, fail_fast=True)] | None = None
     audio: NotOffered = None
     prediction: NotOffered = None
     reasoning_effort: NotOffered = None

@@ -12,10 +12,13 @@ from .usage_schema import Usage  # noqa: TC001 - pydantic needs it at runtime
 
 __all__ = ["Completion", "CompletionRequest"]
 
+_MAX_TOKENS = 2**22
+"""Beyond the context of every model; so many ids are read in a fraction of a second."""
+
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-Tokens = Annotated[list[TokenId], Field(min_length=1)]
-Texts = Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES)]
-TokenLists = Annotated[list[Tokens], Field(min_length=1, max_length=MAX_CHOICES)]
+Tokens = Annotated[list[TokenId], Field(min_length=1, max_length=_MAX_TOKENS, fail_fast=True)]
+Texts = Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)]
+TokenLists = Annotated[list[Tokens], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)]
 
 
 def _kind_of_prompt(value: object) -> str | None:

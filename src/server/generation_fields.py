@@ -32,7 +32,7 @@ def _string_or_list(value: object) -> str | None:
 
 StopStrings = Annotated[
     Annotated[StopString, Tag("<string>")]
-    | Annotated[Annotated[list[StopString], Field(max_length=16)], Tag("<list>")],
+    | Annotated[Annotated[list[StopString], Field(max_length=16, fail_fast=True)], Tag("<list>")],
     Discriminator(
         _string_or_list,
         custom_error_type="stop",

@@ -2,7 +2,8 @@
 
 Every refusal is a 4xx that says what to do. Python's own reader accepts NaN,
 1e999, duplicate keys and lone surrogates, and raises RecursionError on deep
-nesting: each of these is found here, before anything else sees the body.
+nesting: each of these is found here, before anything else sees the body. So is
+what would cost much more memory than it has bytes: millions of empty objects.
 """
 
 from __future__ import annotations
@@ -21,6 +22,13 @@ __all__ = ["parse_json_object", "read_json_object", "shown"]
 
 _MAX_DEPTH = 32
 """A chat request needs 5 levels; metadata and schemas of tools some more."""
+_MAX_CONTAINERS = 100_000
+"""Objects and arrays; 10,000 messages of several parts need fewer. An empty one of three bytes
+takes 64 bytes of memory."""
+_MAX_STRINGS = 250_000
+"""Strings, keys included."""
+_MAX_KEYS = 2048
+"""In one object; the largest, ``logit_bias``, may have 1024. Each wrong one costs an error."""
 _MAX_INTEGER_DIGITS = 20
 """Enough for every 64-bit number, far below where Python refuses to convert."""
 _EXACT = 2.0**53
@@ -66,6 +74,7 @@ def too_large(max_bytes: int) -> BodyTooLargeError:
 
 def parse_json_object(body: bytes) -> dict[str, Any]:
     """Return the object in ``body``; raises :class:`InvalidRequestError` on anything else."""
+    _check_size(body)
     value = _parse(_decode(body))
     if not isinstance(value, dict):
         message = 'The request body must be a JSON object, like {"model": ...}.'
@@ -113,6 +122,25 @@ def _decode(body: bytes) -> str:
         raise InvalidRequestError(message) from None
 
 
+def _check_size(body: bytes) -> None:
+    """Raise where the body holds more values than any request needs, before they are made.
+
+    Numbers are not counted: a prompt of a million token ids is one.
+    """
+    quotes = body.count(b'"')
+    if body.count(b"{") + body.count(b"[") <= _MAX_CONTAINERS and quotes <= 2 * _MAX_STRINGS:
+        return
+    # Much of that may be inside of strings, in a prompt of code: only what is outside counts.
+    plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    if plain.count(b'"') > 2 * _MAX_STRINGS:
+        message = f"The request body holds more than {_MAX_STRINGS} strings."
+        raise InvalidRequestError(message)
+    outside = b"".join(plain.split(b'"')[::2])
+    if outside.count(b"{") + outside.count(b"[") > _MAX_CONTAINERS:
+        message = f"The request body holds more than {_MAX_CONTAINERS} objects and arrays."
+        raise InvalidRequestError(message)
+
+
 def _parse(text: str) -> Any:  # noqa: ANN401 - JSON is any value
     try:
         return _DECODER.decode(text)
@@ -127,6 +155,9 @@ def _parse(text: str) -> Any:  # noqa: ANN401 - JSON is any value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > _MAX_KEYS:
+        message = f"An object in the request body has more than {_MAX_KEYS} keys."
+        raise InvalidRequestError(message)
     members = dict(pairs)
     if len(members) != len(pairs):
         seen: set[str] = set()
@@ -199,7 +230,8 @@ def _check_surrogates(value: Any) -> None:  # noqa: ANN401 - JSON is any value
             _check_surrogates(item)
     elif isinstance(value, list):
         for item in value:
-            _check_surrogates(item)
+            if isinstance(item, (str, dict, list)):  # a call for each number would take long
+                _check_surrogates(item)
 
 
 _DECODER = json.JSONDecoder(
