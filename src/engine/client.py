@@ -312,6 +312,7 @@ class EngineClient:
     def _end_all(self, ending: str) -> None:
         """Tell every request in flight that the engine is gone. Runs in the reader thread."""
         self.down_reason = self.down_reason or f"the engine ended: {ending}"
+        self._last_step = None
         self._settle(EngineState.DOWN)
         with self._lock:
             orphans = list(self._in_flight.items())

@@ -34,7 +34,11 @@ _REJECTIONS = {
         "messages",
     ),
     "empty_prompt": ("The prompt has no tokens. Send some text.", "prompt"),
-    "bad_token": ("A token id is outside of the model's vocabulary.", None),
+    "bad_token": ("A token id is outside of the model's vocabulary.", "prompt"),
+    "bad_logit_bias": (
+        "A token id in logit_bias is outside of the model's vocabulary. Leave it out.",
+        "logit_bias",
+    ),
 }
 
 

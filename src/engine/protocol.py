@@ -53,7 +53,12 @@ __all__ = [
 
 FinishReason = Literal["stop", "length", "cancelled"]
 RejectionCode = Literal[
-    "context_length_exceeded", "no_chat_template", "bad_template", "empty_prompt", "bad_token"
+    "context_length_exceeded",
+    "no_chat_template",
+    "bad_template",
+    "empty_prompt",
+    "bad_token",
+    "bad_logit_bias",
 ]
 
 

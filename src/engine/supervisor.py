@@ -38,8 +38,9 @@ class EngineProcess:
                 [sys.executable, "-P", "-m", "mlx_pharos.engine.worker", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
-                # The advice is to install PyTorch, which nothing here uses.
-                env=os.environ | {"TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"},
+                env=_environment(),
+                # Ctrl-C goes to all processes of a terminal's group; the server decides for both.
+                start_new_session=True,
             )
         self.connection = Connection(ours.detach())
 
@@ -58,10 +59,6 @@ class EngineProcess:
     def pid(self) -> int:
         """The process id, also after the process has ended."""
         return self._process.pid
-
-    def is_running(self) -> bool:
-        """Return whether the process has not ended yet."""
-        return self._process.poll() is None
 
     def stop(self) -> None:
         """Shut the pipe and wait for the end; past the limit the process is killed."""
@@ -95,3 +92,10 @@ class EngineProcess:
                 duplicate.shutdown(socket.SHUT_RDWR)
         except OSError:
             return  # already closed, or the other end is gone
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment without our settings: keys are not the engine's business."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PHAROS_")}
+    # The advice is to install PyTorch, which nothing here uses.
+    return kept | {"TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}

@@ -155,21 +155,6 @@ def test_prompt_that_no_model_can_take_is_refused(
     wait_until_idle(engine)
 
 
-def test_long_prefill_delays_a_stream_by_one_chunk_at_most(engine: EngineClient) -> None:
-    """Between two tokens of a running stream lies at most one chunk of a 4,000-token prompt."""
-    order: list[str] = []
-    with engine.submit(TextPrompt("running"), GREEDY, max_tokens=4000) as running:
-        collect(running, until=1)
-        with engine.submit(TextPrompt("p" * 4000), GREEDY, max_tokens=1) as long:
-            chunks = collect(long).progress
-            order = ["chunk"] * len(chunks)
-        after = collect(running, until=len(chunks)).events
-    # 256 tokens a chunk: the prompt took at least 15 of them, and the stream went on.
-    assert len(order) >= 15
-    assert len([event for event in after if isinstance(event, Delta)]) >= len(chunks)
-    wait_until_idle(engine)
-
-
 def test_steps_alternate_between_decode_and_prefill(engine: EngineClient) -> None:
     """Seen from the pipe: every step of a long prefill also brought the stream's token."""
     steps: list[tuple[bool, bool]] = []
@@ -244,6 +229,26 @@ def test_queue_overflow_is_refused_at_once(engine: EngineClient) -> None:
         generation.close()
     wait_until_idle(engine)
     assert generate(engine, "room again", max_tokens=2).finishes
+
+
+@pytest.mark.parametrize("token", [260, 5000, 999_999_999])
+def test_bias_of_an_unknown_token_is_refused(engine: EngineClient, token: int) -> None:
+    """Mlx would write outside of the logits; it must not get there."""
+    with pytest.raises(InvalidRequestError) as caught:
+        generate(engine, "bias", Sampling(logit_bias=((token, 1.0),)))
+    assert "logit_bias" == caught.value.param
+    wait_until_idle(engine)
+
+
+def test_clients_that_leave_before_tokenizing_cost_nothing(engine: EngineClient) -> None:
+    """Behind a prompt of megabytes wait others whose clients leave: their places come free."""
+    texts = [TextPrompt(f"{index} " + "word 123 " * 300_000) for index in range(6)]
+    left = [engine.submit(text, GREEDY) for text in texts]
+    for generation in left:
+        generation.close()
+    assert generate(engine, "short ones do not wait", max_tokens=2).finishes
+    wait_until_idle(engine)
+    assert ["cancelled"] == [finish.reason for finish in collect(left[-1]).finishes.values()]
 
 
 def test_more_choices_than_places_are_the_clients_fault(engine: EngineClient) -> None:

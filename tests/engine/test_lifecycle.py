@@ -14,6 +14,7 @@ import pytest
 
 from mlx_pharos.engine.client import EngineClient, EngineState, start_engine
 from mlx_pharos.engine.protocol import Delta, TextPrompt
+from mlx_pharos.engine.supervisor import EngineProcess
 from mlx_pharos.resilience.errors import DrainingError, EngineDiedError, EngineUnavailableError
 from support.engine import GREEDY, collect, engine_options, generate, wait_until_idle
 
@@ -48,6 +49,7 @@ def test_killed_engine_ends_every_request(own_engine: EngineClient) -> None:
     assert EngineState.DOWN is own_engine.state
     assert "SIGKILL" in own_engine.down_reason
     assert 0 == own_engine.in_flight
+    assert 0 == own_engine.snapshot().running
     with pytest.raises(EngineUnavailableError) as caught:
         own_engine.submit(TextPrompt("late"), GREEDY)
     assert caught.value.retry_after
@@ -95,6 +97,23 @@ def test_model_that_cannot_be_loaded_is_explained(tmp_path: Path) -> None:
     assert EngineState.DOWN is client.state
     assert "config.json" in client.down_reason
     client.close()
+
+
+def test_engine_that_is_not_ready_ends_with_its_server() -> None:
+    """A load of minutes must not outlive the server that wanted it."""
+    process = EngineProcess()
+    engine = psutil.Process(process.pid)
+    process.connection.close()
+    engine.wait(5)
+    process.discard()
+
+
+def test_settings_are_not_the_engines_business(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys in our variables do not reach a process that may run a model's own code."""
+    monkeypatch.setenv("PHAROS_API_KEY", "secret")
+    process = EngineProcess()
+    assert "PHAROS_API_KEY" not in psutil.Process(process.pid).environ()
+    process.discard()
 
 
 def test_killed_server_leaves_no_engine_behind(tiny_model: Path) -> None:

@@ -23,6 +23,7 @@ from mlx_pharos.engine.worker.batch import BatchRunner
 from mlx_pharos.engine.worker.inbox import Arrived, Closed, InboxItem, Prepared, Withdrawn
 from mlx_pharos.engine.worker.prompt_cache import PromptCache
 from mlx_pharos.engine.worker.scheduler import Scheduler
+from mlx_pharos.engine.worker.sequential import SequentialRunner
 from mlx_pharos.engine.worker.vocabulary import Vocabulary
 from support.engine import GREEDY
 
@@ -64,20 +65,24 @@ class _Pipe:
 class _Bench:
     """A scheduler with the tiny model, driven step by step in the test's thread."""
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    def __init__(self, loaded: LoadedModel, *, sequential: bool = False) -> None:
         self.items: queue.SimpleQueue[InboxItem] = queue.SimpleQueue()
         self.pipe = _Pipe()
         self.scheduler = Scheduler(
-            lambda: _FailingRunner(
-                loaded.model,
-                eos_token_ids=(),
-                max_batch=2,
-                prefill_batch=2,
-                prefill_step=64,
-                wired_limit=False,
+            lambda: (
+                SequentialRunner(loaded.model, eos_token_ids=(), prefill_step=16)
+                if sequential
+                else _FailingRunner(
+                    loaded.model,
+                    eos_token_ids=(),
+                    max_batch=2,
+                    prefill_batch=2,
+                    prefill_step=64,
+                    wired_limit=False,
+                )
             ),
             PromptCache(limit_bytes=1 << 20),
-            Vocabulary(loaded.tokenizer, ()),
+            Vocabulary(loaded.tokenizer),
             context_length=loaded.context_length,
             vocabulary_size=loaded.vocabulary_size,
             inbox=self.items,
@@ -178,3 +183,61 @@ def test_run_ends_with_the_pipe(bench: _Bench) -> None:
     bench.items.put(Closed())
     bench.scheduler.run()
     assert not bench.pipe.of(1, Finish)
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_choices_and_later_requests_get_the_same_greedy_text(
+    loaded: LoadedModel, *, sequential: bool
+) -> None:
+    """What is stored while the first choice goes on stays what it was, with either runner."""
+    bench = _Bench(loaded, sequential=sequential)
+    bench.submit(1, n=3, max_tokens=12)
+    bench.step(100)
+    bench.submit(1, max_tokens=12)
+    bench.step(100)
+    texts = [
+        [delta.tokens[0] for delta in bench.pipe.of(1, Delta) if delta.choice == choice]
+        for choice in range(3)
+    ]
+    assert texts[0] == texts[0][:12] + texts[0][:12]
+    assert texts[1] == texts[2] == texts[0][:12]
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_a_conversation_goes_on_from_the_stored_answer(
+    loaded: LoadedModel, *, sequential: bool
+) -> None:
+    """The state of a finished answer is found by the prompt that continues it."""
+    bench = _Bench(loaded, sequential=sequential)
+    bench.submit(1, max_tokens=20)
+    bench.step(100)
+    answer = [delta.tokens[0] for delta in bench.pipe.of(1, Delta)]
+    first = bench.prepared(1)
+    more = bench.prepared(2, max_tokens=3)
+    tokens = [*first.tokens, *answer, 70, 71]
+    bench.items.put(Arrived(2))
+    bench.items.put(Prepared(more.submit, tokens, 0.0))
+    bench.step(100)
+    (finish,) = bench.pipe.of(2, Finish)
+    assert finish.cached_tokens >= len(first.tokens) + len(answer) - 1
+
+
+def test_request_that_cannot_be_started_fails_alone(
+    bench: _Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory that is missing for one request's state ends that request, not the engine."""
+    bench.submit(1)
+    bench.step(3)
+    insert = _FailingRunner.insert
+
+    def fail_once(runner: _FailingRunner, job: Any) -> int:
+        monkeypatch.setattr(_FailingRunner, "insert", insert)
+        message = "[malloc] unable to allocate"
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(_FailingRunner, "insert", fail_once)
+    bench.submit(2)
+    bench.submit(3)
+    bench.step(60)
+    assert [0, 1, 0] == [len(bench.pipe.of(request_id, Failed)) for request_id in (1, 2, 3)]
+    assert [1, 0, 1] == [len(bench.pipe.of(request_id, Finish)) for request_id in (1, 2, 3)]

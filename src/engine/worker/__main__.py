@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import signal
 import sys
+import threading
+import time
 from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
 
 from ...resilience.errors import ModelError
 from ..models.blas import BlasPreload, preload
 from ..protocol import EngineOptions, LoadFailed, decode_options
 from .inbox import Outbox
 
+if TYPE_CHECKING:
+    from .service import Engine
+
+_EXIT_SECONDS = 2.0
 _log = logging.getLogger("mlx_pharos.engine")
 
 
@@ -25,27 +33,44 @@ def main() -> int:
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(levelname)s engine: %(message)s"
     )
-    # The server decides when to end. Signals of the terminal or of a service
-    # manager reach the whole group; the engine must outlive a drain.
+    # The server decides when to end; the engine must outlive a drain.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     connection = Connection(int(sys.argv[1]))
-    outbox = Outbox(connection)
+    threading.Thread(target=_watch, args=(connection,), name="lifeline", daemon=True).start()
     _import_libraries()
+    outbox = Outbox(connection)
     try:
         options = decode_options(connection.recv_bytes())
-        # Before anything imports mlx, so that mlx's matrix products find it.
-        blas = preload(options.blas)
-        return _serve(options, connection, outbox, blas)
     except EOFError:
         return 0
+    try:
+        # Before anything imports mlx, so that mlx's matrix products find it.
+        blas = preload(options.blas)
+        engine = _load(options, connection, outbox, blas)
     except ModelError as error:
+        _log.error("%s", error.message, exc_info=error.__cause__)
         outbox.send(LoadFailed(error.message))
         return 1
     except Exception as error:  # noqa: BLE001 - the process's border
         _log.exception("the engine could not start")
         outbox.send(LoadFailed(f"the engine could not start ({type(error).__name__})"))
         return 1
+    engine.run()
+    return 0
+
+
+def _watch(connection: Connection) -> None:
+    """End the process when the server is gone, whatever the other threads do then.
+
+    A load of minutes or a long prefill chunk cannot be interrupted. The main
+    thread gets a moment to end by itself.
+    """
+    hung_up = select.poll()
+    hung_up.register(connection.fileno(), 0)  # no event but the hang-up, which is always told
+    hung_up.poll()
+    time.sleep(_EXIT_SECONDS)
+    os._exit(0)
 
 
 def _import_libraries() -> None:
@@ -53,13 +78,12 @@ def _import_libraries() -> None:
     from transformers import AutoTokenizer  # noqa: F401, PLC0415
 
 
-def _serve(
+def _load(
     options: EngineOptions, connection: Connection, outbox: Outbox, blas: BlasPreload
-) -> int:
-    from .service import serve  # noqa: PLC0415 - imports mlx, after the BLAS
+) -> Engine:
+    from .service import load_engine  # noqa: PLC0415 - imports mlx, after the BLAS
 
-    serve(options, connection, outbox, blas=blas)
-    return 0
+    return load_engine(options, connection, outbox, blas=blas)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import threading
 import time
@@ -11,23 +10,33 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..protocol import Accepted, Cancel, Failed, Rejected, Submit, decode_to_engine, encode
+from ..protocol import (
+    Accepted,
+    Cancel,
+    ChatPrompt,
+    Failed,
+    Rejected,
+    Submit,
+    TextPrompt,
+    TokenPrompt,
+    decode_to_engine,
+    encode,
+)
 from .tokenizing import PromptError
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-    from ..protocol import FromEngine, RejectionCode, ToEngine
+    from ..protocol import FromEngine, Prompt, RejectionCode, ToEngine
     from .tokenizing import PromptEncoder
 
-__all__ = ["Arrived", "Closed", "Inbox", "InboxItem", "Outbox", "Prepared", "Withdrawn"]
+__all__ = ["Arrived", "Closed", "Inbox", "InboxItem", "Outbox", "Prepared", "Unwanted", "Withdrawn"]
 
 _log = logging.getLogger(__name__)
 
-_TOKENIZER_THREADS = 2
-"""One may be busy with a very long prompt while the other serves short ones."""
-_EXIT_SECONDS = 2.0
-"""How long the MLX thread may take to notice the end of the pipe, for example in a long chunk."""
+_LONG_TEXT = 100_000
+"""Characters from which on a prompt is tokenized in a thread apart, so that short ones never wait
+behind it: a prompt of 10 MB takes seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +63,18 @@ class Withdrawn:
 
 
 @dataclass(frozen=True, slots=True)
+class Unwanted:
+    """A request's client left before its prompt was tokenized; nothing else follows."""
+
+    submit: Submit
+
+
+@dataclass(frozen=True, slots=True)
 class Closed:
     """The server closed the pipe."""
 
 
-InboxItem = Arrived | Prepared | Withdrawn | Cancel | Closed
+InboxItem = Arrived | Prepared | Withdrawn | Unwanted | Cancel | Closed
 
 
 class Outbox:
@@ -79,10 +95,9 @@ class Outbox:
 
 
 class Inbox:
-    """Reads the pipe in a thread of its own and tokenizes in a pool.
+    """Reads the pipe in a thread of its own and tokenizes in two others.
 
-    The scheduler takes from :attr:`items`. When the pipe ends, the process
-    ends: on the scheduler's own way out if it is quick, else at once.
+    The scheduler takes from :attr:`items`.
     """
 
     def __init__(
@@ -98,7 +113,11 @@ class Inbox:
         self._outbox = outbox
         self._encoder = encoder
         self._context_length = context_length
-        self._pool = ThreadPoolExecutor(_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
+        self._short = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
+        self._long = ThreadPoolExecutor(1, thread_name_prefix="tokenizer-long")
+        self._untouched: dict[int, Submit] = {}
+        """Requests that wait for a tokenizer. Whoever pops one decides what becomes of it; the
+        reader and the tokenizers do, and a pop is atomic."""
 
     def start(self) -> None:
         """Begin to read. Call once, after ``Loaded`` was sent."""
@@ -109,24 +128,29 @@ class Inbox:
             while True:
                 self._take(decode_to_engine(self._connection.recv_bytes()))
         except (EOFError, OSError):
-            self.items.put(Closed())
+            pass
         except Exception:  # noqa: BLE001 - a thread's border
             _log.exception("the server sent a message that cannot be read")
-            self.items.put(Closed())
-        time.sleep(_EXIT_SECONDS)
-        os._exit(0)  # no clean-up can be waited for: the MLX thread is busy or stuck
+        self.items.put(Closed())
 
     def _take(self, message: ToEngine) -> None:
         match message:
             case Submit():
                 self.items.put(Arrived(message.id))
-                self._pool.submit(self._prepare, message)
+                self._untouched[message.id] = message
+                pool = self._long if _length(message.prompt) > _LONG_TEXT else self._short
+                pool.submit(self._prepare, message.id)
             case Cancel():
-                self.items.put(message)
+                submit = self._untouched.pop(message.id, None)
+                self.items.put(message if submit is None else Unwanted(submit))
 
-    def _prepare(self, submit: Submit) -> None:
-        """Tokenize, check and accept one request. Runs in the pool."""
+    def _prepare(self, request_id: int) -> None:
+        """Tokenize, check and accept one request, unless its client has left meanwhile."""
+        submit = self._untouched.pop(request_id, None)
+        if submit is None:
+            return
         try:
+            self._encoder.check_bias(submit.sampling.logit_bias)
             self._accept(submit, self._encoder.encode(submit.prompt))
         except PromptError as error:
             self._reject(submit.id, error.code, 0)
@@ -154,3 +178,14 @@ class Inbox:
             )
         )
         self.items.put(Withdrawn(request_id))
+
+
+def _length(prompt: Prompt) -> int:
+    """Return the characters that have to be tokenized."""
+    match prompt:
+        case ChatPrompt():
+            return sum(len(message.content) for message in prompt.messages)
+        case TextPrompt():
+            return len(prompt.text)
+        case TokenPrompt():
+            return 0

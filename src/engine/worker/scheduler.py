@@ -14,7 +14,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from ..protocol import Cancel, ChatPrompt, Delta, Failed, PrefillProgress, Step
-from .inbox import Arrived, Closed, Prepared, Withdrawn
+from .inbox import Arrived, Closed, Prepared, Unwanted, Withdrawn
 from .logprobs import read_logprobs
 from .runner import Job
 from .sampling import Draws, make_processors
@@ -116,6 +116,9 @@ class Scheduler:
                 self._enqueue(item, cancelled=self._tokenizing.pop(item.submit.id))
             case Withdrawn():
                 self._tokenizing.pop(item.id, None)
+            case Unwanted():
+                del self._tokenizing[item.submit.id]
+                self._enqueue(Prepared(item.submit, [], time.monotonic()), cancelled=True)
             case Cancel():
                 self._cancel(item.id)
             case Closed():
@@ -133,7 +136,11 @@ class Scheduler:
         chat = isinstance(submit.prompt, ChatPrompt)
         strip = chat and self._vocabulary.strips_first_space
         first, *others = (
-            Sequence(request, choice, TextAssembler(submit.stop, strip_first_space=strip))
+            Sequence(
+                request,
+                choice,
+                TextAssembler(self._vocabulary.decoder(), submit.stop, strip_first_space=strip),
+            )
             for choice in range(submit.n)
         )
         request.live = {first, *others}
@@ -161,13 +168,20 @@ class Scheduler:
     # -- what runs ------------------------------------------------------------
 
     def _admit(self) -> None:
+        """Start what waits; a request that cannot be started fails alone."""
         while self._waiting and len(self._running) < self._runner.capacity:
-            self._start(self._waiting.popleft())
+            sequence = self._waiting.popleft()
+            try:
+                self._start(sequence)
+            except Exception as error:  # noqa: BLE001 - MLX raises anything, out of memory too
+                _log.exception("request %d could not be started", sequence.request.id)
+                self._fail({sequence.request}, type(error).__name__)
 
     def _start(self, sequence: Sequence) -> None:
         request = sequence.request
         submit, tokens = request.submit, request.tokens
-        prefix = self._prompt_cache.lookup(tokens)
+        # Further choices read what the first has just stored: no hit of the cache.
+        prefix = self._prompt_cache.lookup(tokens, counted=sequence.choice == 0)
         sequence.cached_tokens = len(prefix.tokens) if prefix else 0
         sequence.prefill_at = time.monotonic()
         sequence.key = self._runner.insert(
@@ -250,7 +264,7 @@ class Scheduler:
         sequence.completion_tokens += 1
         text, stopped = "", False
         if sample.finish != "stop":  # the end-of-sequence token has no text
-            text, stopped = sequence.assembler.add(self._vocabulary.raw(sample.token))
+            text, stopped = sequence.assembler.add(sample.token)
         reason: FinishReason | None = "stop" if stopped else sample.finish
         if reason is not None and not stopped:
             rest, met = sequence.assembler.finish()
@@ -293,14 +307,23 @@ class Scheduler:
         What the failed step left in the runner's state is unknown.
         """
         failed = {sequence.request for sequence in self._running.values()}
+        for sequence in self._running.values():
+            sequence.key = -1
+        self._running.clear()
+        self._fail(failed, reason)
+        self._runner = self._make_runner()
+
+    def _fail(self, failed: set[Request], reason: str) -> None:
+        """End requests with an error, whatever their sequences do now."""
         failed_ids = {request.id for request in failed}
         self._events = [event for event in self._events if event.id not in failed_ids]
         for request in failed:
             for sequence in list(request.live):
+                if sequence.key >= 0:
+                    self._runner.remove(sequence.key)
                 self._forget(sequence)
             self._events.append(Failed(request.id, reason))
         self._waiting = deque(kept for kept in self._waiting if kept.request not in failed)
-        self._runner = self._make_runner()
 
     # -- what is told ---------------------------------------------------------
 

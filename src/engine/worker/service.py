@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .inbox import Outbox
     from .runner import Runner
 
-__all__ = ["serve"]
+__all__ = ["Engine", "load_engine"]
 
 _GPU_PREFILL = (2048, 8)
 _CPU_PREFILL = (256, 4)
@@ -40,12 +40,26 @@ _CACHE_SHARE = 4
 """The prompt cache may take this fraction (1/n) of the memory left after loading."""
 
 
-def serve(
-    options: EngineOptions, connection: Connection, outbox: Outbox, *, blas: BlasPreload
-) -> None:
-    """Load the model, report it, and run until the pipe closes.
+class Engine:
+    """A loaded model, ready to run. Made and run in one thread, which is the MLX thread."""
 
-    The calling thread becomes the MLX thread.
+    def __init__(self, scheduler: Scheduler, inbox: Inbox) -> None:
+        self._scheduler = scheduler
+        self._inbox = inbox
+
+    def run(self) -> None:
+        """Take requests until the pipe closes."""
+        self._inbox.start()
+        try:
+            self._scheduler.run()
+        finally:
+            mx.clear_streams()
+
+
+def load_engine(
+    options: EngineOptions, connection: Connection, outbox: Outbox, *, blas: BlasPreload
+) -> Engine:
+    """Load the model, put the engine together, and report it.
 
     Raises:
         ModelError: The model cannot be served.
@@ -57,10 +71,10 @@ def serve(
         context_length=options.context_length,
         trust_remote_code=options.trust_remote_code,
     )
-    vocabulary = Vocabulary(loaded.tokenizer, loaded.eos_token_ids)
+    vocabulary = Vocabulary(loaded.tokenizer)
     encoder = PromptEncoder(loaded.tokenizer, vocabulary_size=loaded.vocabulary_size)
     inbox = Inbox(connection, outbox, encoder, context_length=loaded.context_length)
-    prompt_cache = PromptCache(limit_bytes=_cache_limit(options))
+    prompt_cache = PromptCache(limit_bytes=_cache_limit(options, loaded.device))
     scheduler = Scheduler(
         _runner_maker(loaded, options),
         prompt_cache,
@@ -72,11 +86,7 @@ def serve(
         before_step=blas.threads.adjust if blas.threads else lambda: None,
     )
     outbox.send(_report(loaded, blas, prompt_cache, load_seconds=time.monotonic() - begin))
-    inbox.start()
-    try:
-        scheduler.run()
-    finally:
-        mx.clear_streams()
+    return Engine(scheduler, inbox)
 
 
 def _report(
@@ -136,7 +146,12 @@ def _blas_name(blas: BlasPreload) -> str:
     return "accelerate" if sys.platform == "darwin" else "reference"
 
 
-def _cache_limit(options: EngineOptions) -> int:
+def _cache_limit(options: EngineOptions, device: str) -> int:
     if options.prompt_cache_bytes >= 0:
         return options.prompt_cache_bytes
-    return available_memory() // _CACHE_SHARE
+    free = available_memory()
+    if device == "gpu":
+        # A GPU with memory of its own; on Metal both figures describe the same memory.
+        size = int(mx.device_info().get("memory_size", 0))
+        free = min(free, size - mx.get_active_memory()) if size else free
+    return max(free, 0) // _CACHE_SHARE

@@ -1,12 +1,13 @@
-"""From token bytes to the text that a client may see: UTF-8 borders and stop strings."""
+"""From tokens to the text that a client may see: what a stop string cuts or holds back."""
 
 from __future__ import annotations
 
-import codecs
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .vocabulary import TokenDecoder
 
 __all__ = ["StopMatcher", "TextAssembler"]
-
-_Utf8Decoder = codecs.getincrementaldecoder("utf-8")
 
 
 class StopMatcher:
@@ -43,14 +44,16 @@ class StopMatcher:
 class TextAssembler:
     """The text of one sequence. Used by one thread."""
 
-    def __init__(self, stops: tuple[str, ...], *, strip_first_space: bool = False) -> None:
-        self._decoder = _Utf8Decoder("replace")
+    def __init__(
+        self, decoder: TokenDecoder, stops: tuple[str, ...], *, strip_first_space: bool = False
+    ) -> None:
+        self._decoder = decoder
         self._matcher = StopMatcher(stops)
         self._strip_first_space = strip_first_space
 
-    def add(self, raw: bytes) -> tuple[str, bool]:
-        """Take a token's bytes; return the text to send and whether a stop string was met."""
-        text = self._decoder.decode(raw)
+    def add(self, token: int) -> tuple[str, bool]:
+        """Take a token; return the text to send and whether a stop string was met."""
+        text = self._decoder.add(token)
         if self._strip_first_space and text:
             self._strip_first_space = False
             text = text.removeprefix(" ")
@@ -58,7 +61,7 @@ class TextAssembler:
 
     def finish(self) -> tuple[str, bool]:
         """Return the rest: a cut character becomes U+FFFD, held back text is set free."""
-        text, stopped = self._matcher.feed(self._decoder.decode(b"", final=True))
+        text, stopped = self._matcher.feed(self._decoder.finish())
         return (text, True) if stopped else (text + self._matcher.flush(), False)
 
 

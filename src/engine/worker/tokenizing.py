@@ -20,7 +20,7 @@ __all__ = ["PromptEncoder", "PromptError"]
 
 
 class PromptError(Exception):
-    """The prompt cannot be turned into tokens."""
+    """The model cannot take this prompt, or what comes with it."""
 
     def __init__(self, code: RejectionCode) -> None:
         super().__init__(code)
@@ -55,6 +55,14 @@ class PromptEncoder:
         if not tokens:
             raise PromptError("empty_prompt")
         return tokens
+
+    def check_bias(self, bias: tuple[tuple[int, float], ...]) -> None:
+        """Raise :class:`PromptError` for an id that the model does not have.
+
+        mlx does not look at the bounds: it would write beside the logits.
+        """
+        if any(not 0 <= token < self._vocabulary_size for token, _ in bias):
+            raise PromptError("bad_logit_bias")
 
     def decode(self, tokens: list[int]) -> str:
         """Return the text of a prompt, special tokens left out."""
