@@ -189,6 +189,8 @@ def _read_flags(arguments: Sequence[str]) -> tuple[dict[str, Any], list[Problem]
             problems.append(Problem(subject=flag, text=_unknown("flag", flag, known)))
         elif not problems:
             text = "is not a flag; a value stands after its flag"
+            if "model" not in vars(found):
+                text = f"is not a flag; did you mean --model {each}?"
             problems.append(Problem(subject=each, text=text))
     return vars(found), problems
 

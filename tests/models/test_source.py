@@ -41,6 +41,8 @@ def test_each_kind_of_name(
         ("./nowhere", "There is no model at"),
         ("nowhere.gguf", "There is no model at"),
         ("word", "is no model: name 'starter'"),
+        ("startr", "did you mean starter"),
+        ("Starter", "did you mean starter"),
         ("org/name with space", "is no model"),
         ("", "no config.json"),
         ("notes.txt", "only .gguf"),

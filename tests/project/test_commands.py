@@ -98,6 +98,13 @@ def test_wrong_settings_end_with_2_before_anything_starts(tmp_path: Path) -> Non
     assert "listens" not in done.stderr
 
 
+def test_a_model_without_its_flag_gets_a_hint() -> None:
+    """Who writes the model as pull takes it learns how serve takes it."""
+    done = _pharos("serve", "starter")
+    assert done.returncode == 2
+    assert "did you mean --model starter?" in done.stderr
+
+
 def test_serve_serves_and_ends_with_0(tiny_model: Path) -> None:
     """Serve listens where it says, answers with the model, and ends with 0 on SIGTERM."""
     with serve_model(tiny_model, "--served-model-name", "tiny") as served:

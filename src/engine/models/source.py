@@ -57,6 +57,11 @@ def classify(model: str) -> Source:
         raise ModelError(f"There is no model at {path}.")
     if _HUB_ID.fullmatch(model):
         return Source("hub", model)
+    # Imported here: it is needed only for the person who made a mistake.
+    from difflib import get_close_matches  # noqa: PLC0415
+
+    if get_close_matches(model.lower(), ["starter"]):
+        raise ModelError(f"{model!r} is no model; did you mean starter?")
     raise ModelError(
         f"{model!r} is no model: name 'starter', a directory of MLX safetensors, a .gguf file, "
         "or a hub id of the form organisation/name."
