@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
-import secrets
 import time
 from typing import TYPE_CHECKING
 
@@ -30,6 +28,7 @@ from .generate import GenerateRoute
 from .json_body import shown
 from .json_text import error_json
 from .reports import add_report_routes
+from .request_id import choose_request_id
 from .run import ClientGoneError
 from .shutdown import Shutdown
 
@@ -41,7 +40,6 @@ __all__ = ["create_app", "error_response"]
 
 _log = logging.getLogger(__name__)
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _CLIENT_CLOSED_REQUEST = 499
 """nginx' status for a client that left; only the log ever sees it."""
 
@@ -125,15 +123,9 @@ def _from_werkzeug(error: HTTPException) -> PharosError:
 def _add_request_id(app: Flask) -> None:
     @app.before_request
     def choose() -> None:
-        given = request.headers.get("X-Request-Id", "")
-        g.request_id = given if _REQUEST_ID.fullmatch(given) else new_request_id()
+        g.request_id = choose_request_id(request.headers.get("X-Request-Id", ""))
 
     @app.after_request
     def send(response: Response) -> Response:
-        response.headers["X-Request-Id"] = g.get("request_id") or new_request_id()
+        response.headers["X-Request-Id"] = g.get("request_id") or choose_request_id()
         return response
-
-
-def new_request_id() -> str:
-    """Return an id for a request that brought none."""
-    return f"req_{secrets.token_hex(12)}"

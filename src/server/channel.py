@@ -1,27 +1,25 @@
-"""waitress' connections, made strict: deadlines, JSON errors, no request smuggling.
+"""waitress' connections: deadlines, room for newcomers, JSON errors.
 
-waitress parses in its one I/O thread (:class:`Channel` and :class:`Parser`
-live there) and runs the application in worker threads. What is added here:
+waitress parses in its one I/O thread (:class:`Channel` and its parser live
+there) and runs the application in worker threads. What is added here:
 
-* a request that two parsers could cut differently is refused
-  (Content-Length beside Transfer-Encoding, or several transfer codings);
 * a client that sends a byte now and then is cut at a deadline;
+* where connections run out, those that wait longest for their client give way;
 * errors below the application are JSON too;
 * after a refusal the rest of the body is read away for a while: closing a
-  socket with unread input resets it, and the client would not see the answer.
+  socket with unread input resets it, and the client would not see the answer;
+* a client that says that it sends no more still gets an answer that is quick.
 """
 
 from __future__ import annotations
 
 import contextlib
-import re
-import secrets
+import heapq
 import socket
 import time
 from typing import TYPE_CHECKING, Any
 
 from waitress.channel import HTTPChannel
-from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.server import TcpWSGIServer
 from waitress.task import ErrorTask
 
@@ -32,6 +30,8 @@ from ..resilience.errors import (
     PharosError,
 )
 from .json_text import error_json
+from .parser import Parser, Refusal
+from .request_id import choose_request_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,37 +42,16 @@ __all__ = ["Channel", "Server"]
 
 _LINGER_SECONDS = 5.0
 """How long the rest of a refused body is read away."""
-_CODINGS = re.compile(rb"\r\ntransfer-encoding[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE)
+_RESERVE = 16
+"""One in so many connections is kept free, so that a newcomer is always taken at once."""
 _STATUS_TEXT = {
     400: "Bad Request",
+    401: "Unauthorized",
     413: "Content Too Large",
     431: "Request Header Fields Too Large",
     500: "Internal Server Error",
     501: "Not Implemented",
 }
-
-
-class Parser(HTTPRequestParser):
-    """Refuses what other parsers could read differently."""
-
-    def parse_header(self, header_plus: bytes) -> None:
-        """Parse the header block; raises ``ParsingError`` on anything dubious."""
-        codings = _CODINGS.findall(header_plus)
-        if codings and (len(codings) > 1 or codings[0].strip().lower() != b"chunked"):
-            message = "Transfer-Encoding must be 'chunked', once, or be left out"
-            raise ParsingError(message)
-        try:
-            super().parse_header(header_plus)
-        except ValueError:
-            # An IPv6 address without its end, or a Content-Length of thousands of digits.
-            message = "The request line or Content-Length cannot be read"
-            raise ParsingError(message) from None
-        if codings and ("CONTENT_LENGTH" in self.headers or self.version != "1.1"):
-            message = "Transfer-Encoding goes with HTTP/1.1 and without Content-Length only"
-            raise ParsingError(message)
-        if not codings and self.content_length == 0:
-            # waitress would answer "100 Continue" and wait for a body that never comes.
-            self.expect_continue = False
 
 
 class JsonErrorTask(ErrorTask):
@@ -83,12 +62,15 @@ class JsonErrorTask(ErrorTask):
         request: Any = self.request
         found = request.error
         status = found.code
-        body = error_json(_error(status, found.body))
+        error = found.error if isinstance(found, Refusal) else _error(status, found.body)
+        body = error_json(error)
         self.status = f"{status} {_STATUS_TEXT.get(status, found.reason)}"
         self.response_headers = [
             ("Content-Type", "application/json"),
-            ("X-Request-Id", f"req_{secrets.token_hex(12)}"),
+            ("X-Request-Id", choose_request_id(request.headers.get("X_REQUEST_ID", ""))),
         ]
+        if status == 401:  # noqa: PLR2004
+            self.response_headers.append(("WWW-Authenticate", "Bearer"))
         self.set_close_on_finish()
         self.content_length = len(body)
         self.write(b"" if getattr(request, "command", "") == "HEAD" else body)
@@ -105,6 +87,40 @@ class Channel(HTTPChannel):
     _refused = False
     """Whether a request was refused before all of it was read."""
     _linger_until: float | None = None
+    _ended = False
+    """Whether the client has said that it sends no more."""
+
+    def handle_read(self) -> None:
+        """Read once. A client that sends no more may still read: what runs is finished for it."""
+        connection: Any = self.socket
+        try:
+            data = connection.recv(self.adj.recv_bytes)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self.handle_close()
+            return
+        if data:
+            self.last_activity = time.time()
+            self.received(data)
+        elif self.requests or self.total_outbufs_len:
+            self._ended = True
+        else:
+            self.handle_close()
+
+    def readable(self) -> bool:
+        """Whether input is wanted; after its end the socket would be readable for ever."""
+        return not self._ended and bool(super().readable())
+
+    def writable(self) -> bool:
+        """Whether output waits, or the connection is to be closed."""
+        if self._ended and not self.requests:
+            self.close_when_flushed = True
+        return bool(super().writable())
+
+    def check_client_disconnected(self) -> bool:  # type: ignore[override] # waitress returns one
+        """Whether the client left, as far as can be known: an answer that takes time ends."""
+        return self._ended or not self.connected
 
     def received(self, data: bytes) -> bool:
         """Take bytes of the client."""
@@ -149,9 +165,15 @@ class Channel(HTTPChannel):
         """Whether output waits and the client has read none of it since ``cutoff``."""
         return bool(self.total_outbufs_len) and self.last_activity < cutoff
 
-    def is_idle(self) -> bool:
-        """Whether nothing is asked and nothing is to be sent."""
-        return not (self.requests or self.request or self.total_outbufs_len)
+    def can_give_way(self) -> bool:
+        """Whether the next step is the client's: nothing runs, and nothing is to be sent."""
+        return not (self.requests or self.total_outbufs_len)
+
+    def waiting_seconds(self) -> float:
+        """How long the client's next step is waited for: a request, or the rest of one."""
+        if self.receiving_since is not None:
+            return time.monotonic() - self.receiving_since
+        return time.time() - self.last_activity
 
 
 class Server(TcpWSGIServer):
@@ -172,16 +194,32 @@ class Server(TcpWSGIServer):
                 self._from_loop(channel.abandon)
             elif channel.is_overdue(self.options):
                 channel.will_close = True
-        if self.in_connection_overflow:
-            # Idle connections must not make the server deaf: the oldest give way.
-            idle = sorted(filter(Channel.is_idle, channels), key=_last_activity)
-            for channel in idle[: (len(idle) + 1) // 2]:
-                channel.will_close = True
+        self._make_room()
+
+    def handle_accept(self) -> None:
+        """Take a connection, at the cost of another one where there are too many."""
+        super().handle_accept()
+        self._make_room()
 
     @property
     def busy(self) -> bool:
         """Whether a request runs, or an answer is still being sent."""
         return any(channel.requests or channel.total_outbufs_len for channel in self._channels())
+
+    def _make_room(self) -> None:
+        """Let the connections give way that wait longest for their client, idle or half-way.
+
+        Neither idle connections nor requests that never end may make the server deaf.
+        """
+        limit = self.adj.connection_limit
+        connections: dict[int, Any] = getattr(self, "_map")  # noqa: B009 - not in the stubs
+        excess = len(connections) - (limit - max(2, limit // _RESERVE))
+        if excess > 0:
+            # All sockets share the limit, and with it the map.
+            channels = [each for each in connections.values() if isinstance(each, Channel)]
+            waiting = filter(Channel.can_give_way, channels)
+            for channel in heapq.nlargest(excess, waiting, key=Channel.waiting_seconds):
+                channel.will_close = True
 
     def _from_loop(self, action: Callable[[], None]) -> None:
         """Have the I/O loop call ``action`` where closing a connection cannot confuse it."""
@@ -191,10 +229,6 @@ class Server(TcpWSGIServer):
     def _channels(self) -> list[Channel]:
         active: Any = self.active_channels
         return list(active.values())
-
-
-def _last_activity(channel: Channel) -> float:
-    return channel.last_activity
 
 
 def _error(status: int, detail: str) -> PharosError:

@@ -138,7 +138,7 @@ class Listener:
 
 
 def _adjustments(options: ServerOptions, sockets: list[socket.socket]) -> Adjustments:
-    return Adjustments(
+    adjustments = Adjustments(
         sockets=sockets,
         threads=options.thread_count,
         connection_limit=_allowed_connections(options.connection_count),
@@ -146,7 +146,8 @@ def _adjustments(options: ServerOptions, sockets: list[socket.socket]) -> Adjust
         channel_request_lookahead=1,
         # select() fails on file descriptors from 1024 on.
         asyncore_use_poll=True,
-        # waitress refuses "this many or more"; framing of chunks counts, and must not decide.
+        # Of a chunked body: waitress counts the framing, which must not decide. A declared length
+        # is compared with the exact limit by our parser.
         max_request_body_size=options.max_body_bytes + options.max_body_bytes // 4 + 65536,
         max_request_header_size=64 * 1024,
         recv_bytes=64 * 1024,
@@ -159,6 +160,9 @@ def _adjustments(options: ServerOptions, sockets: list[socket.socket]) -> Adjust
         ident="pharos",
         server_name="localhost",
     )
+    # For the parser, which waitress gives nothing else.
+    vars(adjustments)["options"] = options
+    return adjustments
 
 
 def _allowed_connections(wanted: int) -> int:

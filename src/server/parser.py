@@ -1,0 +1,91 @@
+"""waitress' parser of requests, made strict: what two parsers could read differently is refused.
+
+What can be refused at the headers is refused there, so that a body that nobody
+will read is never waited for. Runs in the I/O thread.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from waitress.parser import HTTPRequestParser, ParsingError
+from waitress.utilities import Error, RequestEntityTooLarge
+
+from ..resilience.errors import AuthenticationError
+from .auth import check_api_key
+
+if TYPE_CHECKING:
+    from waitress.adjustments import Adjustments
+
+    from ..resilience.errors import PharosError
+    from .options import ServerOptions
+
+__all__ = ["Parser", "Refusal"]
+
+_CODINGS = re.compile(rb"\r\ntransfer-encoding[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE)
+_HOSTS = re.compile(rb"\r\nhost[ \t]*:", re.IGNORECASE)
+
+
+class Refusal(Error):  # noqa: N818 - waitress calls them so, and none is raised
+    """One of our own errors as waitress carries it."""
+
+    def __init__(self, error: PharosError) -> None:
+        super().__init__(error.message)
+        self.code = error.status
+        self.error = error
+
+
+class Parser(HTTPRequestParser):
+    """Reads one request. ``adj.options`` holds the server's options."""
+
+    def __init__(self, adj: Adjustments) -> None:
+        super().__init__(adj)
+        self._options: ServerOptions = vars(adj)["options"]
+
+    def received(self, data: bytes) -> int:
+        """Take bytes of the client and return how many; refuse at the headers what can be."""
+        in_headers = not self.headers_finished
+        consumed: int = super().received(data)
+        if in_headers and self.headers_finished and self.body_rcv is not None and not self.error:
+            self.error = self._refusal()
+        if self.error:
+            # waitress would ask for the body that it has refused, and wait for it.
+            self.expect_continue = False
+            self.completed = True
+        return consumed
+
+    def parse_header(self, header_plus: bytes) -> None:
+        """Parse the header block; raises ``ParsingError`` on anything dubious."""
+        codings = _CODINGS.findall(header_plus)
+        if codings and (len(codings) > 1 or codings[0].strip().lower() != b"chunked"):
+            message = "Transfer-Encoding must be 'chunked', once, or be left out"
+            raise ParsingError(message)
+        try:
+            super().parse_header(header_plus)
+        except ValueError:
+            # An IPv6 address without its end, or a Content-Length of thousands of digits.
+            message = "The request line or Content-Length cannot be read"
+            raise ParsingError(message) from None
+        if codings and ("CONTENT_LENGTH" in self.headers or self.version != "1.1"):
+            message = "Transfer-Encoding goes with HTTP/1.1 and without Content-Length only"
+            raise ParsingError(message)
+        hosts = len(_HOSTS.findall(header_plus))
+        if hosts > 1 or (self.version == "1.1" and not hosts):
+            message = "The header Host must be there once"
+            raise ParsingError(message)
+        if not codings and self.content_length == 0:
+            # waitress would answer "100 Continue" and wait for a body that never comes.
+            self.expect_continue = False
+
+    def _refusal(self) -> Error | None:
+        """Return what is wrong with a request whose body has yet to come."""
+        if self.content_length > self._options.max_body_bytes:
+            return RequestEntityTooLarge("declared")
+        path: str = vars(self)["path"]
+        if path.startswith("/v1/"):
+            try:
+                check_api_key(self.headers.get("AUTHORIZATION", ""), self._options.api_key)
+            except AuthenticationError as error:
+                return Refusal(error)
+        return None

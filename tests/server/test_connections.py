@@ -1,0 +1,119 @@
+"""Connections: who may hold them, for how long, and what is said before a body is sent."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from support.client import CHAT, chat_body, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from typing import Any
+
+    from support.client import RunningServer
+
+HALVES = {
+    "headers": f"POST {CHAT} HTTP/1.1\r\nHost: x\r\n".encode(),
+    "body": f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{{".encode(),
+}
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """Read until the server closes."""
+    received = b""
+    while chunk := connection.recv(65536):
+        received += chunk
+    return received
+
+
+@pytest.mark.parametrize("half", HALVES.values(), ids=HALVES)
+def test_requests_that_never_end_do_not_make_the_server_deaf(
+    tiny_model: Path, serving: Callable[..., Any], half: bytes
+) -> None:
+    """With 300 half-sent requests, more than there are connections, probes are answered."""
+    with serving(tiny_model, ready=False) as server:
+        assert server.options.connection_count < 300
+        held = []
+        for _ in range(300):
+            connection = server.connect()
+            connection.sendall(half)
+            held.append(connection)
+        begin = time.monotonic()
+        for _ in range(3):
+            assert 200 == server.get("/livez").status
+        assert time.monotonic() - begin < 2
+        # The oldest gave way, the newest are still waited for.
+        assert b"" == held[0].recv(65536)
+        held[-1].setblocking(False)
+        with pytest.raises(BlockingIOError):
+            held[-1].recv(65536)
+        for connection in held:
+            connection.close()
+
+
+def test_running_requests_never_give_way(tiny_model: Path, serving: Callable[..., Any]) -> None:
+    """However many connections come, an answer that is being made is finished."""
+    with serving(tiny_model, connection_limit=16, max_batch=1, max_queue=1) as server:
+        busy = server.send(CHAT, **chat_body(max_tokens=400, stream=True))
+        wait_until(lambda: server.engine.in_flight == 1)
+        held = [server.connect() for _ in range(40)]
+        stream = b""
+        while b"[DONE]" not in stream:
+            chunk = busy.recv(65536)
+            assert chunk
+            stream += chunk
+        for connection in [busy, *held]:
+            connection.close()
+
+
+@pytest.mark.parametrize("expect", ["", "Expect: 100-continue\r\n"])
+def test_a_declared_length_beyond_the_limit_is_refused_at_the_headers(
+    server: RunningServer, expect: str
+) -> None:
+    """One byte too many is a 413 before any of the body is sent, and nothing asks for it."""
+    size = server.options.max_body_bytes + 1
+    with server.connect() as connection:
+        connection.sendall(
+            f"POST {CHAT} HTTP/1.1\r\nHost: x\r\n{expect}Content-Length: {size}\r\n\r\n".encode()
+        )
+        assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_wrong_key_is_refused_at_the_headers(
+    tiny_model: Path, serving: Callable[..., Any]
+) -> None:
+    """Who has no key cannot hold a connection with a body that never comes."""
+    with serving(tiny_model, ready=False, api_key="right") as server:
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n"
+        with server.connect() as connection:
+            connection.sendall(
+                f"{head}Authorization: Bearer wrong\r\nX-Request-Id: mine\r\n\r\n".encode()
+            )
+            answer, _, body = connection.recv(65536).partition(b"\r\n\r\n")
+            assert answer.startswith(b"HTTP/1.1 401 ")
+            assert b"www-authenticate: bearer" in answer.lower()
+            assert b": mine" in answer
+            assert "invalid_api_key" == json.loads(body)["error"]["code"]
+        with server.connect() as connection:
+            connection.sendall(f"{head}Authorization: Bearer right\r\n\r\n".encode())
+            connection.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                connection.recv(65536)
+
+
+@pytest.mark.parametrize(
+    "request_", [b"GET /livez HTTP/1.0\r\n\r\n", b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"]
+)
+def test_a_client_that_sends_no_more_is_answered(server: RunningServer, request_: bytes) -> None:
+    """Shutting down the sending side after a request loses no quick answer."""
+    for _ in range(20):
+        with server.connect() as connection:
+            connection.sendall(request_)
+            connection.shutdown(socket.SHUT_WR)
+            assert read_all(connection).startswith(b"HTTP/1.")
