@@ -8,13 +8,13 @@ so the two processes cannot wait for each other.
 
 from __future__ import annotations
 
-import enum
+import contextlib
 import itertools
 import logging
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from ..resilience.admission import Admission
 from ..resilience.errors import (
@@ -23,12 +23,17 @@ from ..resilience.errors import (
     EngineUnavailableError,
     PharosError,
 )
+from ..resilience.restarts import RestartPolicy
 from . import protocol
+from .engine_state import EngineSnapshot, EngineState
 from .generation import Generation, failure, rejection
 from .protocol import Accepted, Failed, Finish, Loaded, LoadFailed, Rejected, Step
 from .supervisor import EngineProcess
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .engine_state import SubmitOptions
     from .protocol import EngineOptions, FromEngine, Prompt, Sampling, ToEngine
 
 __all__ = ["EngineClient", "EngineSnapshot", "EngineState", "start_engine"]
@@ -39,30 +44,6 @@ _LOOKS_PER_SECOND = 3000
 than with a thread woken for each token; one stream alone waits a third of a millisecond."""
 _LONGEST_PACE = 0.025
 """Seconds; what a reader does not notice."""
-
-
-class EngineState(enum.Enum):
-    """What the engine can do now."""
-
-    LOADING = "loading"
-    READY = "ready"
-    DOWN = "down"
-    """It ended without being asked to; ``down_reason`` says why."""
-    STOPPED = "stopped"
-    """The server closed it."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSnapshot:
-    """What the engine reported with its last step; zeros before the first."""
-
-    running: int = 0
-    waiting: int = 0
-    prompt_cache_entries: int = 0
-    prompt_cache_bytes: int = 0
-    prompt_cache_hits: int = 0
-    prompt_cache_misses: int = 0
-    prompt_cache_limit_bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -79,6 +60,7 @@ def start_engine(
     max_batch: int,
     max_queue: int,
     process: EngineProcess | None = None,
+    restarts: RestartPolicy | None = None,
 ) -> EngineClient:
     """Start the engine and return its client at once, while the model loads.
 
@@ -88,34 +70,50 @@ def start_engine(
         max_queue: Sequences that wait at most.
         process: A process that was spawned before its options were known, so
             that its imports ran meanwhile; the client owns it from now on.
+        restarts: How often a dead engine is started again.
     """
     process = process or EngineProcess()
     process.start(options)
-    return EngineClient(process, Admission(max_batch=max_batch, max_queue=max_queue))
+    admission = Admission(max_batch=max_batch, max_queue=max_queue)
+    return EngineClient(process, options, admission, restarts or RestartPolicy())
 
 
 class EngineClient:
     """Owns the engine process, the requests in flight, and the reader thread.
 
-    Lives as long as the server; :meth:`close` ends the process.
+    Lives as long as the server, across restarts of the process; :meth:`close`
+    ends it.
     """
 
-    def __init__(self, process: EngineProcess, admission: Admission) -> None:
+    def __init__(
+        self,
+        process: EngineProcess,
+        options: EngineOptions,
+        admission: Admission,
+        restarts: RestartPolicy,
+    ) -> None:
         self._process = process
+        self._options = options
         self._admission = admission
+        self._restarts = restarts
         self._lock = threading.Lock()
         """Guards ``_in_flight`` and ``_state``; never held across a call out."""
         self._send_lock = threading.Lock()
+        """Guards the pipe's writing end, and which process it leads to."""
         self._in_flight: dict[int, _InFlight] = {}
         self._state = EngineState.LOADING
         self._draining = False
         self._settled = threading.Event()
-        """Set when loading has ended, one way or the other."""
+        """Set while waiting makes no sense: the engine is ready, or none will come."""
+        self._gone = threading.Event()
+        """Set when no engine will come any more."""
         self._ids = itertools.count(1)
         self._last_step: Step | None = None
         self.loaded: Loaded | None = None
         self.down_reason = ""
-        self._reader = threading.Thread(target=self._read, name="engine-reader", daemon=True)
+        self.restarts = 0
+        """How often a dead engine was started again."""
+        self._reader = threading.Thread(target=self._run, name="engine-reader", daemon=True)
         self._reader.start()
 
     @property
@@ -139,9 +137,13 @@ class EngineClient:
         return self._draining
 
     def wait_ready(self, timeout: float) -> bool:
-        """Wait until the model is loaded; False when it failed or the seconds ran out."""
+        """Wait until an engine is ready; False when none will be, or the seconds ran out."""
         self._settled.wait(timeout)
         return self._state is EngineState.READY
+
+    def wait_gone(self, timeout: float | None = None) -> bool:
+        """Wait until no engine will come any more: it was closed, or died too often."""
+        return self._gone.wait(timeout)
 
     def snapshot(self) -> EngineSnapshot:
         """Return the figures of the engine's last step."""
@@ -160,52 +162,58 @@ class EngineClient:
         )
 
     def submit(
-        self,
-        prompt: Prompt,
-        sampling: Sampling,
-        *,
-        n: int = 1,
-        max_tokens: int = 0,
-        stop: tuple[str, ...] = (),
-        logprobs: bool = False,
-        top_logprobs: int = 0,
-        echo: bool = False,
+        self, prompt: Prompt, sampling: Sampling, **options: Unpack[SubmitOptions]
     ) -> Generation:
-        """Start a request; its events come through the returned generation.
+        """Start one request; see :meth:`submit_all`."""
+        (generation,) = self.submit_all((prompt,), sampling, **options)
+        return generation
+
+    def submit_all(
+        self, prompts: Sequence[Prompt], sampling: Sampling, **options: Unpack[SubmitOptions]
+    ) -> list[Generation]:
+        """Start a request per prompt, all or none; their events come through the generations.
 
         Raises:
             DrainingError: The server shuts down.
             EngineUnavailableError: The engine is loading or down.
-            QueueFullError: Batch and queue are full.
-            InvalidRequestError: ``n`` is more than the server can ever hold.
+            QueueFullError: Batch and queue have not enough free places for all.
+            InvalidRequestError: They are more than the server can ever hold.
         """
-        generation = self._admit(n)
-        self._send(
-            protocol.Submit(
-                id=generation.id,
-                prompt=prompt,
-                sampling=sampling,
-                n=n,
-                max_tokens=max_tokens,
-                stop=stop,
-                logprobs=logprobs,
-                top_logprobs=top_logprobs,
-                submitted_at=time.monotonic(),
-                echo=echo,
+        n = options.get("n", 1)
+        generations = self._admit(len(prompts), n)
+        for generation, prompt in zip(generations, prompts, strict=True):
+            self._send(
+                protocol.Submit(
+                    id=generation.id,
+                    prompt=prompt,
+                    sampling=sampling,
+                    n=n,
+                    max_tokens=options.get("max_tokens", 0),
+                    stop=options.get("stop", ()),
+                    logprobs=options.get("logprobs", False),
+                    top_logprobs=options.get("top_logprobs", 0),
+                    submitted_at=time.monotonic(),
+                    echo=options.get("echo", False),
+                )
             )
-        )
-        return generation
+        return generations
 
-    def _admit(self, n: int) -> Generation:
-        """Take places for a request and register it, so that its end cannot be missed."""
+    def _admit(self, requests: int, n: int) -> list[Generation]:
+        """Take the places of all, and register them before anything is sent.
+
+        So the end of none can be missed, whenever the engine dies.
+        """
         self._refuse_unless_ready()
-        self._admission.take(n)
-        generation = Generation(next(self._ids), n=n, cancel=self._cancel, pace=self._pace)
+        self._admission.take(requests * n)
+        generations = [
+            Generation(next(self._ids), n=n, cancel=self._cancel, pace=self._pace)
+            for _ in range(requests)
+        ]
         with self._lock:
             if self._state is EngineState.READY:
-                self._in_flight[generation.id] = _InFlight(generation, n)
-                return generation
-        self._admission.release(n)
+                self._in_flight |= {made.id: _InFlight(made, n) for made in generations}
+                return generations
+        self._admission.release(requests * n)
         raise self._unavailable()
 
     def drain(self) -> None:
@@ -216,9 +224,11 @@ class EngineClient:
         """End the engine; requests still in flight end with :class:`EngineDiedError`."""
         with self._lock:
             self._state = EngineState.STOPPED
+        self._set_gone()
         self._process.stop()
         self._reader.join()
-        self._process.connection.close()
+        with self._send_lock:
+            self._process.connection.close()
 
     def _refuse_unless_ready(self) -> None:
         if self._draining:
@@ -230,38 +240,76 @@ class EngineClient:
     def _unavailable(self) -> EngineUnavailableError:
         if self._state is EngineState.LOADING:
             return EngineUnavailableError("The model is still loading. Retry in a moment.")
-        return EngineUnavailableError("The engine is down. Retry later.", retry_after=5.0)
+        return EngineUnavailableError("The engine is down. Retry later.", retry_after=2.0)
 
     def _pace(self) -> float:
         """Return the seconds between two looks of one stream: more streams, longer waits."""
         return min(self._admission.taken / _LOOKS_PER_SECOND, _LONGEST_PACE)
 
     def _cancel(self, request_id: int) -> None:
-        with self._lock:
-            known = request_id in self._in_flight
-        if known:
-            self._send(protocol.Cancel(request_id))
+        self._send(protocol.Cancel(request_id))
 
     def _send(self, message: ToEngine) -> None:
-        """Write one message. A broken pipe is left to the reader, which sees the same end."""
+        """Write one message about a request in flight.
+
+        One that has ended with its engine must not reach the next engine. A
+        broken pipe is left to the reader, which sees the same end.
+        """
         data = protocol.encode(message)
-        try:
-            with self._send_lock:
+        with self._send_lock, contextlib.suppress(OSError):
+            if message.id in self._in_flight:
                 self._process.connection.send_bytes(data)
-        except OSError:
-            _log.debug("the engine's pipe is closed")
+
+    def _run(self) -> None:
+        """Read from one engine after the other. The reader thread's body."""
+        while True:
+            self._read()
+            self._end_all(self._process.describe_end())
+            if not self._start_again():
+                self._set_gone()
+                return
 
     def _read(self) -> None:
-        """Deliver messages until the pipe ends, then end every request in flight."""
+        """Deliver messages until the pipe ends."""
         connection = self._process.connection
         try:
             while True:
                 self._dispatch(protocol.decode_from_engine(connection.recv_bytes()))
         except (EOFError, OSError):
-            pass
+            return
         except Exception:  # noqa: BLE001 - a thread's border: every request must be told
             _log.exception("the engine sent a message that cannot be read")
-        self._end_all(self._process.describe_end())
+
+    def _start_again(self) -> bool:
+        """Start another engine after a while; False where there is to be none."""
+        if self.loaded is None:
+            return False  # the first load failed: the next would, too
+        delay = self._restarts.after_death(time.monotonic())
+        if delay is None:
+            policy = self._restarts
+            self.down_reason += (
+                f"; that was more than {policy.limit} times in {policy.window_seconds:g} s"
+            )
+            return False
+        if self._gone.wait(delay):
+            return False
+        process = EngineProcess()
+        with self._lock:
+            wanted = self._state is EngineState.DOWN
+            if wanted:
+                self._state = EngineState.LOADING
+        if not wanted:
+            process.discard()
+            return False
+        with self._send_lock:
+            self._process.connection.close()
+            self._process = process
+        if self._gone.is_set():
+            process.stop()  # closed meanwhile, when it could only stop the old one
+        process.start(self._options)
+        self.restarts += 1
+        _log.warning("the engine is started again")
+        return True
 
     def _dispatch(self, message: FromEngine) -> None:
         match message:
@@ -273,6 +321,7 @@ class EngineClient:
                 self._deliver(message)
             case Loaded():
                 self.loaded = message
+                self.down_reason = ""
                 self._settle(EngineState.READY)
             case LoadFailed():
                 self.down_reason = message.reason
@@ -307,11 +356,19 @@ class EngineClient:
         with self._lock:
             if self._state is not EngineState.STOPPED:
                 self._state = state
+                if state is EngineState.READY:
+                    self._settled.set()
+                else:
+                    self._settled.clear()
+
+    def _set_gone(self) -> None:
+        self._gone.set()
         self._settled.set()
 
     def _end_all(self, ending: str) -> None:
         """Tell every request in flight that the engine is gone. Runs in the reader thread."""
-        self.down_reason = self.down_reason or f"the engine ended: {ending}"
+        if self.loaded is not None or not self.down_reason:
+            self.down_reason = f"the engine ended: {ending}"
         self._last_step = None
         self._settle(EngineState.DOWN)
         with self._lock:

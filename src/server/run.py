@@ -114,17 +114,17 @@ def start_run(engine: EngineClient, call: GenerationCall, patience: Patience, po
     """
     run = Run(patience, poll)
     try:
-        for prompt in call.prompts:
-            generation = engine.submit(
-                prompt,
-                call.sampling,
-                n=call.n,
-                max_tokens=call.max_tokens,
-                stop=call.stop,
-                logprobs=call.logprobs,
-                top_logprobs=call.top_logprobs,
-                echo=call.echo,
-            )
+        generations = engine.submit_all(
+            call.prompts,
+            call.sampling,
+            n=call.n,
+            max_tokens=call.max_tokens,
+            stop=call.stop,
+            logprobs=call.logprobs,
+            top_logprobs=call.top_logprobs,
+            echo=call.echo,
+        )
+        for generation in generations:
             run.add(generation, call.n)
         run.wait_accepted()
     except BaseException:

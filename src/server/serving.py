@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from ..engine.client import EngineClient
     from .options import ServerOptions
 
-__all__ = ["EXIT_CANNOT_LISTEN", "EXIT_NO_MODEL", "serve"]
+__all__ = ["EXIT_CANNOT_LISTEN", "EXIT_NO_ENGINE", "serve"]
 
-EXIT_NO_MODEL = 1
-"""The model could not be loaded, so the server would never be ready."""
+EXIT_NO_ENGINE = 1
+"""The model could not be loaded, or its engine died too often: the server would never be ready
+again. A service manager may try once more."""
 EXIT_CANNOT_LISTEN = 2
 """The address is taken or not allowed: the operator has to change a setting."""
 
@@ -75,9 +76,10 @@ class _Herald:
         if engine.state is EngineState.READY:
             name = self._options.model_name
             _say(f"Pharos is ready: {self._listener.url}/v1 serves '{name}'.")
-        elif engine.state is EngineState.DOWN and engine.loaded is None:
+        engine.wait_gone()
+        if engine.state is EngineState.DOWN:
             _say(f"Pharos cannot serve: {engine.down_reason}")
-            self.exit_code = EXIT_NO_MODEL
+            self.exit_code = EXIT_NO_ENGINE
             self._listener.stop()
 
 

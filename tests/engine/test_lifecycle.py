@@ -16,6 +16,7 @@ from mlx_pharos.engine.client import EngineClient, EngineState, start_engine
 from mlx_pharos.engine.protocol import Delta, TextPrompt
 from mlx_pharos.engine.supervisor import EngineProcess
 from mlx_pharos.resilience.errors import DrainingError, EngineDiedError, EngineUnavailableError
+from mlx_pharos.resilience.restarts import RestartPolicy
 from support.engine import GREEDY, collect, engine_options, generate, wait_until_idle
 
 if TYPE_CHECKING:
@@ -27,8 +28,13 @@ _LONG = 1_000_000
 
 @pytest.fixture
 def own_engine(tiny_model: Path) -> Iterator[EngineClient]:
-    """An engine that the test may kill."""
-    client = start_engine(engine_options(tiny_model, max_batch=2), max_batch=2, max_queue=6)
+    """An engine that the test may kill, and that stays dead."""
+    client = start_engine(
+        engine_options(tiny_model, max_batch=2),
+        max_batch=2,
+        max_queue=6,
+        restarts=RestartPolicy(limit=0),
+    )
     assert client.wait_ready(15), client.down_reason
     yield client
     client.close()
@@ -53,6 +59,68 @@ def test_killed_engine_ends_every_request(own_engine: EngineClient) -> None:
     with pytest.raises(EngineUnavailableError) as caught:
         own_engine.submit(TextPrompt("late"), GREEDY)
     assert caught.value.retry_after
+
+
+@pytest.fixture
+def restarted_engine(tiny_model: Path) -> Iterator[EngineClient]:
+    """An engine that is started again at once, twice in the time of a test."""
+    client = start_engine(
+        engine_options(tiny_model, max_batch=2),
+        max_batch=2,
+        max_queue=6,
+        restarts=RestartPolicy(limit=2, first_delay_seconds=0.01),
+    )
+    assert client.wait_ready(15), client.down_reason
+    yield client
+    client.close()
+
+
+def _kill(engine: EngineClient) -> None:
+    """Kill the process and wait until the server knows."""
+    pid = engine.pid
+    generation = engine.submit(TextPrompt("doomed"), GREEDY, max_tokens=_LONG)
+    collect(generation, until=1)
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(EngineDiedError):
+        collect(generation)
+
+
+def test_dead_engine_is_replaced(restarted_engine: EngineClient) -> None:
+    """After each death another process serves, and nothing of the old one is left."""
+    text = generate(restarted_engine, "same text").text()
+    for deaths in (1, 2):
+        _kill(restarted_engine)
+        assert restarted_engine.wait_ready(15), restarted_engine.down_reason
+        assert text == generate(restarted_engine, "same text").text()
+        assert (deaths, 0) == (restarted_engine.restarts, restarted_engine.in_flight)
+
+
+def test_engine_that_dies_too_often_stays_down(restarted_engine: EngineClient) -> None:
+    """The third death within the window is the last one, and everybody can know."""
+    for _ in range(2):
+        _kill(restarted_engine)
+        assert restarted_engine.wait_ready(15), restarted_engine.down_reason
+    assert not restarted_engine.wait_gone(0)
+    _kill(restarted_engine)
+    assert restarted_engine.wait_gone(10)
+    assert EngineState.DOWN is restarted_engine.state
+    assert "SIGKILL" in restarted_engine.down_reason
+    assert "2 times" in restarted_engine.down_reason
+
+
+def test_close_while_the_next_engine_is_awaited(tiny_model: Path) -> None:
+    """Shutting down does not wait for a restart, and leaves no process."""
+    client = start_engine(
+        engine_options(tiny_model),
+        max_batch=1,
+        max_queue=1,
+        restarts=RestartPolicy(first_delay_seconds=1000, longest_delay_seconds=1000),
+    )
+    assert client.wait_ready(15), client.down_reason
+    _kill(client)
+    client.close()
+    assert (EngineState.STOPPED, True) == (client.state, client.wait_gone(0))
+    assert not psutil.pid_exists(client.pid)
 
 
 def test_text_that_came_before_the_death_is_handed_out(own_engine: EngineClient) -> None:

@@ -1,0 +1,49 @@
+"""How often something that dies may be started again, and how soon."""
+
+from __future__ import annotations
+
+from collections import deque
+
+__all__ = ["RestartPolicy"]
+
+
+class RestartPolicy:
+    """Waits longer after each death, and gives up where they come too fast.
+
+    A model that kills its engine at once would otherwise be loaded for ever.
+    Used by one thread; the caller brings the time.
+
+    Args:
+        limit: Restarts within the window at most; 0 never restarts.
+        window_seconds: Deaths that are longer ago are forgotten.
+        first_delay_seconds: The wait before the first restart; it doubles with each.
+        longest_delay_seconds: What it doubles up to.
+    """
+
+    def __init__(
+        self,
+        *,
+        limit: int = 3,
+        window_seconds: float = 60.0,
+        first_delay_seconds: float = 0.25,
+        longest_delay_seconds: float = 10.0,
+    ) -> None:
+        self.limit = limit
+        self.window_seconds = window_seconds
+        self._first_delay = first_delay_seconds
+        self._longest_delay = longest_delay_seconds
+        self._deaths: deque[float] = deque()
+
+    def after_death(self, now: float) -> float | None:
+        """Count a death; return the seconds to wait before the restart, None to give up.
+
+        Args:
+            now: Seconds of a monotonic clock.
+        """
+        self._deaths.append(now)
+        while now - self._deaths[0] > self.window_seconds:
+            self._deaths.popleft()
+        deaths = len(self._deaths)
+        if deaths > self.limit:
+            return None
+        return min(self._first_delay * 2.0 ** (deaths - 1), self._longest_delay)
