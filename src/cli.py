@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+EXIT_FAILED = 1
+"""The exit code for what may work when it is tried again: a model that could not be fetched."""
 EXIT_USAGE = 2
-"""The exit code for a command line, settings or a model that cannot be used."""
+"""The exit code for a command line or settings that have to be changed."""
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 """The exit codes that shells use for SIGINT and SIGTERM."""
@@ -83,9 +85,9 @@ def _serve(arguments: Sequence[str]) -> int:
     except BaseException:
         process.discard()
         raise
-    if prepared is None:
+    if isinstance(prepared, int):
         process.discard()
-        return EXIT_USAGE
+        return prepared
     settings, directory = prepared
 
     from .engine.client import start_engine
@@ -106,17 +108,17 @@ def _serve(arguments: Sequence[str]) -> int:
         engine.close()
 
 
-def _prepared(arguments: Sequence[str]) -> tuple[Settings, str] | None:
-    """Return settings that hold and the model's directory; None where it was said what is wrong."""
+def _prepared(arguments: Sequence[str]) -> tuple[Settings, str] | int:
+    """Return settings that hold and the model's directory, or the exit code: why was said."""
     from .config import ConfigurationError, configure
 
     try:
         settings = configure(arguments)
     except ConfigurationError as error:
         _say(error.report())
-        return None
+        return EXIT_USAGE
     directory = _fetched(settings)
-    return None if directory is None else (settings, directory)
+    return EXIT_FAILED if directory is None else (settings, directory)
 
 
 def _engine_options(settings: Settings, directory: str) -> EngineOptions:
@@ -250,7 +252,7 @@ def _pull_here(settings: Settings) -> int:
         result = pull(source, store, report=_say, progress=sys.stderr.isatty())
     except ModelError as error:
         _say(f"pharos: {error.message}")
-        return 1
+        return EXIT_FAILED
     print(result.directory)
     return 0
 

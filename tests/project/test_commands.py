@@ -105,6 +105,31 @@ def test_a_model_without_its_flag_gets_a_hint() -> None:
     assert "did you mean --model starter?" in done.stderr
 
 
+@pytest.mark.parametrize("command", [("serve", "--port", "0"), ("pull", "starter")])
+def test_a_model_that_cannot_be_fetched_ends_with_1(command: Sequence[str], tmp_path: Path) -> None:
+    """Trying again may help, so it is not the exit code of wrong settings."""
+    address = "http://127.0.0.1:9/"
+    done = _pharos(*command, environment={"PIP_INDEX_URL": address, "PIP_RETRIES": "0"})
+    assert done.returncode == 1, done.stderr
+    assert "could not be fetched" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [("serve", "--port", "0"), ("pull", "starter")])
+@pytest.mark.parametrize("place", ["file/cache", "x" * 300, "proc"])
+def test_a_cache_that_cannot_be_made_is_a_sentence(
+    command: Sequence[str], place: str, tmp_path: Path
+) -> None:
+    """Wherever the cache should be, the answer names the place and the variable to change."""
+    (tmp_path / "file").write_text("")
+    directory = "/proc/nope" if place == "proc" else str(tmp_path / place)
+    done = _pharos(*command, environment={"PHAROS_CACHE_DIR": directory})
+    assert done.returncode == 1, done.stderr
+    assert directory in done.stderr
+    assert "PHAROS_CACHE_DIR" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_serve_serves_and_ends_with_0(tiny_model: Path) -> None:
     """Serve listens where it says, answers with the model, and ends with 0 on SIGTERM."""
     with serve_model(tiny_model, "--served-model-name", "tiny") as served:

@@ -65,7 +65,8 @@ class Store:
     def find(self, entry: str) -> Path | None:
         """Return the entry's directory if it was published."""
         path = self.path(entry)
-        return path if (path / MANIFEST).is_file() else None
+        with faults_of_disk(self.root):
+            return path if (path / MANIFEST).is_file() else None
 
     def find_converted(self, original: Path) -> Path | None:
         """Return the conversion of a file that has not changed since: same path, size and time."""
@@ -138,7 +139,9 @@ class Store:
 
     def sweep(self) -> None:
         """Throw away what dead pulls left behind, of any entry."""
-        for leftover in (self.root / "partial").glob("*"):
+        with faults_of_disk(self.root):
+            leftovers = list((self.root / "partial").glob("*"))
+        for leftover in leftovers:
             entry = leftover.name.partition(".")[0]
             lock = self.root / "locks" / entry
             if not lock.exists():
@@ -202,7 +205,20 @@ def faults_of_disk(root: Path) -> Iterator[None]:
             raise ModelError(
                 f"{root} cannot be written: choose another place with PHAROS_CACHE_DIR."
             ) from error
+        if _is_about(error, root):
+            raise ModelError(
+                f"{root} cannot be used: {error.strerror}. Choose another place with "
+                "PHAROS_CACHE_DIR."
+            ) from error
         raise
+
+
+def _is_about(error: OSError, root: Path) -> bool:
+    """Whether the fault is of the root, of something in it, or of a directory above it."""
+    if not isinstance(error.filename, str):
+        return False
+    path = Path(error.filename)
+    return path.is_relative_to(root) or root.is_relative_to(path)
 
 
 def _write_manifest(directory: Path, origin: dict[str, Any]) -> None:
