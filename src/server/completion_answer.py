@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from typing import TYPE_CHECKING, Any
 
 from .json_text import KEEP_ALIVE, encode_json, finite, usage_json
@@ -16,25 +17,33 @@ __all__ = ["CompletionAnswer", "CompletionStream"]
 
 
 class _Tokens:
-    """The tokens of a choice in OpenAI's four lists. ``offset`` counts characters of its text."""
+    """The tokens of a choice in OpenAI's four lists. Offsets count characters of its text."""
 
     def __init__(self, *, alternatives: bool) -> None:
         self._alternatives = alternatives
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        """A character may come in several tokens: they begin where it begins."""
         self._offset = 0
+        self._length = 0
+        """Of the choice's text so far."""
         self._lists = self._empty()
 
     def add(self, gain: Gain) -> None:
         """Take the tokens that the choice gained."""
         lists = self._lists
+        self._length += len(gain.text)
         for token in gain.logprobs:
             text = _name(token.text, token.raw)
             lists["tokens"].append(text)
             lists["token_logprobs"].append(finite(token.logprob))
             lists["text_offset"].append(self._offset)
-            self._offset += len(token.text)
+            self._offset += len(self._decoder.decode(token.raw))
             if self._alternatives:
                 tops = {_name(top.text, top.raw): finite(top.logprob) for top in token.top}
                 lists["top_logprobs"].append(tops)
+        if gain.ending is not None:
+            # The tokens of a stop string, and of the end itself, have no place in the text.
+            lists["text_offset"] = [min(each, self._length) for each in lists["text_offset"]]
 
     def take(self) -> dict[str, Any]:
         """Return what was added since the last call."""
@@ -122,6 +131,8 @@ class CompletionStream:
             if self._tokens is not None and gain.logprobs:
                 parts += (self._open, encode_json(gain.text), self._scored(self._tokens, gain))
             elif gain.text:
+                if self._tokens is not None:
+                    self._tokens[gain.choice].add(gain)
                 parts += (self._open, encode_json(gain.text), self._close[gain.choice])
             if gain.ending is not None:
                 parts.append(self._end(gain))

@@ -216,7 +216,8 @@ class Run:
 
     def _count(self, submission: _Submission, finish: Finish) -> None:
         submission.completion_tokens += finish.completion_tokens
-        submission.cached_tokens = max(submission.cached_tokens, finish.cached_tokens)
+        if finish.choice == 0:  # the others read what the first one has just stored
+            submission.cached_tokens = finish.cached_tokens
         submission.unfinished -= 1
         if submission.unfinished == 0:
             self._live.remove(submission)
