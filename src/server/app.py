@@ -1,8 +1,7 @@
 """The Flask application: every route, and every error in OpenAI's shape.
 
-The order in which a request is judged: is there a route, does the key fit, is
-the server draining, can the body be read, is the model served, does the engine
-take it. Whatever goes wrong, the client gets JSON that says what and what to
+The order in which a request is judged: is there a route, does the key fit,
+can the body be read, is the model served, does the engine take it. Whatever goes wrong, the client gets JSON that says what and what to
 do; the text of an unexpected exception stays in the log.
 """
 
@@ -102,7 +101,7 @@ def _add_errors(app: Flask) -> None:
 
     @app.errorhandler(Exception)
     def unexpected(_: Exception) -> Response:
-        _log.exception("a request failed in the server")
+        _log.exception("request %s failed in the server", g.get("request_id"))
         message = "The server failed unexpectedly. Its log has the details under the request id."
         return error_response(InternalError(message))
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from flask import Response, request
+from flask import Response, g, request
 
-from ..resilience.errors import DrainingError, ModelNotFoundError, RequestError
+from ..resilience.errors import ModelNotFoundError, RequestError
 from .envelope import Envelope
 from .families import ChatFamily, CompletionFamily, check_capacity
 from .json_body import read_json_object, shown
@@ -49,9 +49,6 @@ class GenerateRoute:
 
     def _generate(self, family: Family) -> Response:
         options = self._options
-        if self._shutdown.draining:
-            message = "The server is shutting down. Retry against another instance, or later."
-            raise DrainingError(message, retry_after=5.0)
         body = read_json_object(request.environ, max_bytes=options.max_body_bytes)
         call = family.read(body, self._defaults())
         check_served(call.model, options)
@@ -86,6 +83,7 @@ class GenerateRoute:
             family.stream(call, envelope, run.choices),
             include_usage=call.include_usage,
             keep_alive_seconds=self._options.keep_alive_seconds,
+            request_id=g.get("request_id", ""),
         )
         return Response(
             stream,

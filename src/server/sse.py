@@ -47,12 +47,14 @@ class EventStream:
         *,
         include_usage: bool,
         keep_alive_seconds: float,
+        request_id: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run = run
         self._writer = writer
         self._include_usage = include_usage
         self._keep_alive = keep_alive_seconds
+        self._request_id = request_id
         self._clock = clock
 
     def __iter__(self) -> Iterator[bytes]:
@@ -65,8 +67,9 @@ class EventStream:
         except PharosError as error:
             yield error_event(error)
         except Exception:  # noqa: BLE001 - the border of the request, which tells its client
-            _log.exception("a stream failed")
-            yield error_event(InternalError("The server failed while it streamed the answer."))
+            _log.exception("the stream of request %s failed", self._request_id)
+            message = "The server failed while it streamed the answer. Its log has the details "
+            yield error_event(InternalError(message + "under the request id."))
 
     def close(self) -> None:
         """Cancel what still runs. waitress calls it at the end, however that comes."""

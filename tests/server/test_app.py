@@ -22,7 +22,7 @@ class BrokenEngine:
     state = EngineState.READY
     loaded = None
 
-    def submit(self, *_: object, **__: object) -> None:
+    def submit_all(self, *_: object, **__: object) -> None:
         """Fail."""
         raise RuntimeError("/secret/path")
 
@@ -31,12 +31,13 @@ def test_an_unforeseen_error_is_a_500_without_its_text(caplog: pytest.LogCapture
     """The client learns that the server failed; the log learns why."""
     engine: Any = BrokenEngine()
     client = create_app(ServerOptions(("tiny",)), engine).test_client()
-    answer = client.post(CHAT, json=chat_body())
+    answer = client.post(CHAT, json=chat_body(), headers={"X-Request-Id": "mine"})
 
     assert 500 == answer.status_code
     assert "internal_error" == answer.get_json()["error"]["code"]
     assert b"secret" not in answer.data
     assert "/secret/path" in caplog.text
+    assert "request mine failed" in caplog.text
 
 
 @pytest.mark.parametrize("path", ["/livez", "/v1/models", "/nowhere"])
