@@ -117,6 +117,11 @@ def _prepared(arguments: Sequence[str]) -> tuple[Settings, str] | int:
     except ConfigurationError as error:
         _say(error.report())
         return EXIT_USAGE
+    from .exposure import EXPOSURE_MEND, exposure
+
+    text = exposure(settings)
+    if text:
+        _say(f"pharos: warning: {text}; {EXPOSURE_MEND}.")
     directory = _fetched(settings)
     return EXIT_FAILED if directory is None else (settings, directory)
 

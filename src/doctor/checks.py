@@ -23,6 +23,7 @@ from packaging.requirements import Requirement
 
 from ..config import ConfigurationError, ConfigValidator
 from ..engine.models.machine import available_memory, usable_cores
+from ..exposure import EXPOSURE_MEND, exposure
 from .finding import Finding
 
 if TYPE_CHECKING:
@@ -224,15 +225,9 @@ def _port(settings: Settings, validator: ConfigValidator) -> Finding:
 
 
 def _exposure(settings: Settings) -> Iterator[Finding]:
-    loopback = settings.host in {"localhost", "::1"} or settings.host.startswith("127.")
-    if loopback or settings.api_key is not None:
-        return
-    yield Finding(
-        name="Access",
-        status="warning",
-        text=f"everybody who reaches {settings.host} can use the model: no key is asked for",
-        mend="set PHAROS_API_KEY, or listen on 127.0.0.1",
-    )
+    text = exposure(settings)
+    if text:
+        yield Finding(name="Access", status="warning", text=text, mend=EXPOSURE_MEND)
 
 
 def _open_files(settings: Settings) -> Iterator[Finding]:

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 import mlx_pharos
+from mlx_pharos.exposure import exposure
 from mlx_pharos.settings import Settings
 from mlx_pharos.sources import flag_of
+from support.gguf_writer import write_tiny_gguf
 from support.served import serve_model
 
 if TYPE_CHECKING:
@@ -136,6 +138,33 @@ def test_serve_serves_and_ends_with_0(tiny_model: Path) -> None:
         url = f"http://{served.address}/v1/models"
         with urllib.request.urlopen(url, timeout=10) as answer:
             assert json.load(answer)["data"][0]["id"] == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("host", "key", "exposed"),
+    [
+        ("0.0.0.0", None, True),
+        ("models.example.org", None, True),
+        ("0.0.0.0", "secret", False),
+        ("127.0.0.2", None, False),
+        ("::1", None, False),
+    ],
+)
+def test_strangers_can_come_in_only_over_the_network_without_a_key(
+    host: str, key: str | None, *, exposed: bool
+) -> None:
+    """A server is exposed where it listens beyond the machine and asks for no key."""
+    settings = Settings.model_validate({"host": host, "api_key": key})
+    assert bool(exposure(settings)) is exposed
+
+
+def test_serve_warns_before_it_listens_to_a_network_without_a_key(tmp_path: Path) -> None:
+    """The warning comes at the start, with its mend; here the model then fails to be converted."""
+    write_tiny_gguf(tmp_path / "m.gguf", metadata={"tokenizer.ggml.model": "bert"})
+    done = _pharos("serve", "--host", "0.0.0.0", "--port", "0", "--model", "m.gguf")
+    assert done.returncode == 1
+    assert "warning: everybody who reaches 0.0.0.0 can use the model" in done.stderr
+    assert "PHAROS_API_KEY" in done.stderr
 
 
 def test_pull_of_a_directory_says_where_it_is(tiny_model: Path) -> None:
