@@ -41,13 +41,16 @@ def test_facts_about_the_model(tiny_model: Path) -> None:
     assert loaded.load_seconds > 0
 
 
-def test_context_window_is_bounded_by_the_setting(tmp_path: Path) -> None:
-    """The operator can shorten the window and not lengthen it."""
+def test_context_window_is_bounded_by_the_setting(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The operator can shorten the window; who wants to lengthen it gets a warning."""
     directory = write_tiny_model(tmp_path, context_length=500)
 
     assert 500 == load_model(directory).context_length
     assert 100 == load_model(directory, context_length=100).context_length
     assert 500 == load_model(directory, context_length=10_000).context_length
+    assert "context_length is 10000, and this model's own is 500" in caplog.text
 
 
 def test_recommended_sampling_is_read(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ Import this module after ``blas.preload()``: it imports mlx.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import resource
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 __all__ = ["GenerationDefaults", "LoadedModel", "load_model"]
 
 Dequantize = Literal["auto", "on", "off"]
+
+_log = logging.getLogger(__name__)
 
 _DEFAULT_CONTEXT = 4096
 """Where neither model nor tokenizer tell their context window."""
@@ -278,6 +281,8 @@ def _context_length(config: dict[str, Any], tokenizer: TokenizerWrapper, bound: 
             if isinstance(limit, int) and 0 < limit < _PLAUSIBLE_CONTEXT
             else _DEFAULT_CONTEXT
         )
+    if bound > own:
+        _log.warning("context_length is %d, and this model's own is %d: that is used", bound, own)
     return min(own, bound) if bound > 0 else own
 
 
