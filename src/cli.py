@@ -7,6 +7,7 @@ so that the two load at the same time.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -66,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return commands[command](rest)
     except KeyboardInterrupt:
-        print(file=sys.stderr)
+        # The terminal has shown ^C, and the cursor stands behind it.
+        print("\nInterrupted. Run it again to go on.", file=sys.stderr)
         return EXIT_INTERRUPTED
 
 
@@ -270,4 +272,11 @@ def _doctor(arguments: Sequence[str]) -> int:
     from .doctor import print_report
 
     rest = [each for each in arguments if each != "--json"]
-    return 0 if print_report(rest, as_json="--json" in arguments, output=sys.stdout) else 1
+    try:
+        can_serve = print_report(rest, as_json="--json" in arguments, output=sys.stdout)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the report has left, such as `head`. Python must not flush once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    return 0 if can_serve else EXIT_FAILED

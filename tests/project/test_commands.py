@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 import mlx_pharos
+from mlx_pharos.engine.models.source import STARTER_ENTRY
+from mlx_pharos.engine.models.store import Store
 from mlx_pharos.exposure import exposure
 from mlx_pharos.settings import Settings
 from mlx_pharos.sources import flag_of
@@ -203,6 +206,35 @@ def test_the_doctor_says_what_to_mend(tmp_path: Path) -> None:
     assert ["Model", "Address"] == [line.split()[1] for line in failing]
     assert done.stdout.count("→") >= 2
     assert "Serving would fail: Model, Address." in done.stdout
+
+
+def test_the_doctor_ends_quietly_when_its_reader_has_left() -> None:
+    """`pharos doctor | head -1` shows a line and no traceback."""
+    command = [sys.executable, "-m", "mlx_pharos", "doctor"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as doctor:
+        assert doctor.stdout is not None
+        assert doctor.stderr is not None
+        assert doctor.stdout.readline().startswith("ok")
+        doctor.stdout.close()
+        assert doctor.stderr.read() == ""
+        assert doctor.wait(15) == 1
+
+
+def test_an_interrupted_fetch_says_that_it_can_go_on(tmp_path: Path) -> None:
+    """Ctrl-C while a model is fetched ends with 130 and one line; what waits for a lock shows it."""
+    store = Store(tmp_path / "cache")
+    command = [sys.executable, "-m", "mlx_pharos", "pull", "starter"]
+    with (
+        store.lock(STARTER_ENTRY),
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as pull,
+    ):
+        assert pull.stderr is not None
+        assert "waiting for it" in pull.stderr.readline()
+        pull.send_signal(signal.SIGINT)
+        assert pull.stderr.read() == "\nInterrupted. Run it again to go on.\n"
+        assert pull.wait(15) == 130
 
 
 def test_the_doctor_reports_wrong_settings() -> None:
