@@ -44,7 +44,7 @@ def test_the_server_pulls_without_importing_mlx(tmp_path: Path) -> None:
     write_tiny_gguf(tmp_path / "m.gguf")
 
     said, other = _ensure(tmp_path / "cache", tmp_path / "m.gguf")
-    assert "is not on this machine yet" in said[0]
+    assert "has to be converted once" in said[0]
     assert "complete and verified" in other
     again, other = _ensure(tmp_path / "cache", tmp_path / "m.gguf")
 

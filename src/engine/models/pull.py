@@ -82,7 +82,11 @@ def ensure_local(model: str, store: Store, *, report: Callable[[str], None]) -> 
     directory = resolve_local(source, store)
     if directory is not None:
         return directory
-    report(f"{model} is not on this machine yet.")
+    report(
+        f"{model} has to be converted once."
+        if source.kind == "gguf"
+        else f"{model} is not on this machine yet."
+    )
     command = [sys.executable, "-P", "-m", __spec__.name, str(store.root), model]
     finished = subprocess.run(command, stdin=subprocess.DEVNULL, check=False)  # noqa: S603 - ours
     directory = resolve_local(source, store)
