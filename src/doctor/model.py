@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 from ..engine.models.source import classify, resolve_local
@@ -10,33 +12,65 @@ from ..resilience.errors import ModelError
 from .finding import Finding
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ..engine.models.source import Source
     from ..settings import Settings
 
 __all__ = ["check_model"]
 
 _MIB = 1024**2
+_CHECK_SECONDS = 120.0
+"""mlx-lm is imported in a few seconds; a cold disk or a busy machine may need much more."""
 
 
 def check_model(settings: Settings) -> Finding:
-    """Find the model's files, and compare what Pharos wrote itself with its checksums."""
+    """Find the model's files, compare what Pharos wrote with its checksums, and ask mlx-lm."""
     store = Store(settings.cache_dir)
     try:
         source = classify(settings.model)
         directory = resolve_local(source, store)
-        if directory is not None and (directory / MANIFEST).is_file():
+    except ModelError as error:
+        return _failing(error.message, "name another model: --model M")
+    if directory is None:
+        return _absent(source)
+    try:
+        if (directory / MANIFEST).is_file():
             store.verify(directory)
     except ModelError as error:
-        mend = "name another model: --model M, or delete the damaged one and run pharos pull"
-        return Finding(name="Model", status="error", text=error.message, mend=mend)
-    figures: dict[str, object] = {"model": settings.model, "kind": source.kind}
-    if directory is None:
-        mend = (
-            f"nothing has to be done: serve fetches it first; or run pharos pull {settings.model}"
-        )
-        text = f"{settings.model} is not on this machine yet"
-        figures["present"] = False
-        return Finding(name="Model", status="note", text=text, mend=mend, figures=figures)
+        return _failing(error.message, f"make it again: pharos pull {source.name}")
+    problem = _load_problem(directory, settings) if source.kind in {"directory", "hub"} else ""
+    if problem:
+        return _failing(problem, "do as it says, or name another model: --model M")
     size = sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
-    figures |= {"present": True, "directory": str(directory), "bytes": size}
+    figures: dict[str, object] = {"model": source.name, "kind": source.kind, "present": True}
+    figures |= {"directory": str(directory), "bytes": size}
     text = f"{settings.model} is complete: {size / _MIB:.0f} MiB in {directory}"
     return Finding(name="Model", text=text, figures=figures)
+
+
+def _failing(text: str, mend: str) -> Finding:
+    return Finding(name="Model", status="error", text=text, mend=mend)
+
+
+def _absent(source: Source) -> Finding:
+    """Say that serve will do something first, and whether that needs a network."""
+    figures: dict[str, object] = {"model": source.name, "kind": source.kind, "present": False}
+    text, what = f"{source.name} is not on this machine yet", "fetches"
+    if source.kind == "gguf":
+        text, what = f"{source.name} has to be converted once", "converts"
+    mend = f"nothing has to be done: serve {what} it first; or run pharos pull {source.name}"
+    return Finding(name="Model", status="note", text=text, mend=mend, figures=figures)
+
+
+def _load_problem(directory: Path, settings: Settings) -> str:
+    """Return why mlx-lm would not load the model; empty also where that cannot be found out."""
+    command = [sys.executable, "-P", "-m", "mlx_pharos.doctor.loadable", str(directory)]
+    command += [settings.dequantize, str(settings.trust_remote_code)]
+    try:
+        done = subprocess.run(  # noqa: S603 - our own interpreter and module
+            command, capture_output=True, text=True, timeout=_CHECK_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return ""
+    return done.stdout if done.returncode == 0 else ""  # the MLX finding says why it fails

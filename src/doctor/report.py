@@ -71,4 +71,9 @@ def _conclusion(findings: Sequence[Finding], *, can_serve: bool) -> str:
         failing = [finding.name for finding in findings if finding.status == "error"]
         return f"\nServing would fail: {', '.join(dict.fromkeys(failing))}.\n"
     warnings = sum(finding.status == "warning" for finding in findings)
-    return "\nServing would work" + (f", with {warnings} to look at.\n" if warnings else ".\n")
+    fetched = any(
+        finding.figures.get("present") is False and finding.figures.get("kind") != "gguf"
+        for finding in findings
+    )
+    text = "Serving would work" + (", if the model can be fetched" if fetched else "")
+    return f"\n{text}" + (f", with {warnings} to look at.\n" if warnings else ".\n")

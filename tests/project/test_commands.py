@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -21,6 +21,7 @@ from mlx_pharos.settings import Settings
 from mlx_pharos.sources import flag_of
 from support.gguf_writer import write_tiny_gguf
 from support.served import serve_model
+from support.tiny_model import write_tiny_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -235,6 +236,33 @@ def test_an_interrupted_fetch_says_that_it_can_go_on(tmp_path: Path) -> None:
         pull.send_signal(signal.SIGINT)
         assert pull.stderr.read() == "\nInterrupted. Run it again to go on.\n"
         assert pull.wait(15) == 130
+
+
+def _model_finding(model: object, *flags: str) -> tuple[dict[str, Any], int]:
+    done = _pharos("doctor", "--json", "--port", "0", "--model", str(model), *flags)
+    findings = {each["name"]: each for each in json.loads(done.stdout)["findings"]}
+    return findings["Model"], done.returncode
+
+
+def test_the_doctor_knows_what_mlx_lm_does_not_load(tmp_path: Path) -> None:
+    """A directory with an unknown model type fails before it is served."""
+    directory = write_tiny_model(tmp_path / "model")
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"model_type": "unheard_of"}))
+    finding, code = _model_finding(directory)
+    assert (finding["status"], code) == ("error", 1)
+    assert "'unheard_of' is not supported" in finding["text"]
+
+
+def test_the_doctor_says_what_serve_does_first(tmp_path: Path) -> None:
+    """A file that is here is converted, not fetched; a repository has to be reachable."""
+    write_tiny_gguf(tmp_path / "m.gguf")
+    finding, code = _model_finding(tmp_path / "m.gguf")
+    assert (finding["status"], code) == ("note", 0)
+    assert "has to be converted once" in finding["text"]
+    fetched = _pharos("doctor", "--port", "0", "--model", "starter").stdout
+    assert "starter is not on this machine yet" in fetched
+    assert "Serving would work, if the model can be fetched" in fetched
 
 
 def test_the_doctor_reports_wrong_settings() -> None:

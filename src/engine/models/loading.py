@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from mlx.nn.layers.base import Module
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-__all__ = ["GenerationDefaults", "LoadedModel", "load_model"]
+__all__ = ["Dequantize", "GenerationDefaults", "LoadedModel", "check_loadable", "load_model"]
 
 Dequantize = Literal["auto", "on", "off"]
 
@@ -128,11 +128,7 @@ def load_model(
             to run code that is not trusted, or does not fit in memory.
     """
     begin = time.monotonic()
-    config = read_json(directory / "config.json")
-    _check_code(directory, config, trusted=trust_remote_code)
-    _check_type(config)
-    weights = inspect_weights(directory, config)
-    expand, expansion = _plan_expansion(weights, dequantize)
+    config, expand, expansion = _checked(directory, dequantize, trusted=trust_remote_code)
     model, tokenizer = _read(directory, config, expand=expand, trusted=trust_remote_code)
     with _faults_of(directory, "weights"):
         # Not evaluated: the graph of one token tells shapes and types, and that they fit.
@@ -152,6 +148,23 @@ def load_model(
         generation_defaults=_generation_defaults(directory),
         load_seconds=time.monotonic() - begin,
     )
+
+
+def check_loadable(
+    directory: Path, *, dequantize: Dequantize = "auto", trust_remote_code: bool = False
+) -> None:
+    """Raise what :func:`load_model` would raise before it reads weights."""
+    _checked(directory, dequantize, trusted=trust_remote_code)
+
+
+def _checked(
+    directory: Path, dequantize: Dequantize, *, trusted: bool
+) -> tuple[dict[str, Any], bool, str]:
+    """Return the config, and whether to expand and why."""
+    config = read_json(directory / "config.json")
+    _check_code(directory, config, trusted=trusted)
+    _check_type(config)
+    return config, *_plan_expansion(inspect_weights(directory, config), dequantize)
 
 
 def _model(directory: Path, *, expand: bool, trusted: bool) -> Module:
