@@ -61,6 +61,8 @@ def configure(arguments: Sequence[str] = ()) -> Settings:
     except ConfigurationError as error:
         wrong = error.wrong_fields
         more = ConfigValidator(error.usable).validate_all_config() if error.usable else ()
+        if wrong & {"host", "port"}:  # half of an address says nothing about the other half
+            wrong |= {"host", "port"}
         unrelated = [each for each in more if each.subject not in wrong]
         raise ConfigurationError([*error.problems, *unrelated]) from None
     problems = ConfigValidator(settings).validate_all_config()

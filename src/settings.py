@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from .resilience.sizing import thread_count
+
 if TYPE_CHECKING:
     from pydantic_settings import PydanticBaseSettingsSource
 
@@ -333,14 +335,22 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
+        """Compare settings with each other; one line for each that does not fit, its name first."""
+        wrong: list[str] = []
         admitted = self.max_batch + self.max_queue
         if 0 < self.threads <= admitted:
-            raise ValueError(
+            wrong.append(
                 f"threads should be 0, or more than max_batch + max_queue ({admitted}): "
                 "a running request holds a thread, and health checks need one"
             )
-        if 0 < self.connection_limit <= (self.threads or admitted):
-            raise ValueError("connection_limit should be 0, or more than there are threads")
+        enough = 0 if wrong else self.threads
+        threads = thread_count(enough, max_batch=self.max_batch, max_queue=self.max_queue)
+        if 0 < self.connection_limit <= threads:
+            wrong.append(
+                f"connection_limit should be 0, or more than there are threads ({threads})"
+            )
+        if wrong:
+            raise ValueError("\n".join(wrong))
         return self
 
     @property

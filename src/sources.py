@@ -7,7 +7,6 @@ Everything that is wrong, in all sources, is collected into one
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import tomllib
 from dataclasses import dataclass
@@ -41,7 +40,10 @@ __all__ = [
 ]
 
 PREFIX = "PHAROS_"
+_COMPARED = frozenset({"threads", "connection_limit", "max_batch", "max_queue"})
+"""The settings that are compared with each other."""
 CONFIG_FILE = "pharos.toml"
+_COMMAND_LINE = "command line"
 CONFIG_VARIABLE = "PHAROS_CONFIG"
 
 
@@ -177,7 +179,7 @@ def _read_flags(arguments: Sequence[str]) -> tuple[dict[str, Any], list[Problem]
     try:
         found, unknown = parser.parse_known_args(arguments)
     except _FlagError as error:
-        return {}, [Problem(subject="command line", text=str(error))]
+        return {}, [Problem(subject=_COMMAND_LINE, text=str(error))]
     known = [flag_of(name) for name in Settings.model_fields if name != "api_key"] + ["--config"]
     problems = []
     for each in unknown:
@@ -246,9 +248,6 @@ def _unknown(kind: str, name: str, known: Sequence[str]) -> str:
 def _problem_of(error: ErrorDetails, given: Mapping[str, str]) -> Problem:
     """Say in one line what pydantic found, and where the value came from."""
     text = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    if not error["loc"]:  # several settings do not go together; the text begins with one of them
-        name, _, text = text.partition(" ")
-        return Problem(subject=given.get(name, name), text=text)
     name, value = str(error["loc"][0]), error["input"]
     if name != "api_key" and isinstance(value, str | int | float):
         text += f"; it is {value!r}" if len(repr(value)) <= 60 else ""  # noqa: PLR2004 - a line's worth
@@ -266,6 +265,7 @@ def load_settings(arguments: Sequence[str] = (), *, directory: Path | None = Non
         ConfigurationError: Anything in any source is wrong; all of it is named.
     """
     flags, problems = _read_flags(arguments)
+    unreadable = any(each.subject == _COMMAND_LINE for each in problems)
     environment, found = _read_environment(os.environ)
     problems += found
     chosen = flags.pop("config", None) or os.environ.get(CONFIG_VARIABLE)
@@ -275,7 +275,25 @@ def load_settings(arguments: Sequence[str] = (), *, directory: Path | None = Non
     given = {name: f"{name} in {path}" for name in file}
     given |= {name: variable_of(name) for name in environment}
     given |= {name: flag_of(name) for name in flags}
-    return _validated({**file, **environment, **flags}, given, problems)
+    try:
+        return _validated({**file, **environment, **flags}, given, problems)
+    except ConfigurationError as error:
+        if unreadable:  # what the flags would have said is not known: the machine is not asked
+            error.usable = None
+        raise
+
+
+def _wrong_fields(error: pydantic.ValidationError, given: Mapping[str, str]) -> dict[str, Problem]:
+    """Return the first problem of each field, also where fields do not go together."""
+    found: dict[str, Problem] = {}
+    for each in error.errors(include_url=False, include_context=False):
+        if each["loc"]:
+            found.setdefault(str(each["loc"][0]), _problem_of(each, given))
+            continue
+        for line in each["msg"].removeprefix("Value error, ").splitlines():
+            name, _, text = line.partition(" ")
+            found[name] = Problem(subject=given.get(name, name), text=text)
+    return found
 
 
 def _validated(
@@ -284,21 +302,19 @@ def _validated(
     """Make the settings, or raise with what was wrong before and what is wrong now."""
     wrong: set[str] = set()
     settings: Settings | None = None
-    try:
-        settings = Settings.model_validate(values)
-    except pydantic.ValidationError as error:
-        found: dict[str, Problem] = {}
-        for each in error.errors(include_url=False, include_context=False):
-            problem = _problem_of(each, given)
-            found.setdefault(problem.subject, problem)
-            wrong |= {str(each["loc"][0])} if each["loc"] else set()
-        problems = [*problems, *found.values()]
+    # At most three times: first the fields are wrong, then what they are together.
+    while settings is None:
         rest = {name: value for name, value in values.items() if name not in wrong}
-        with contextlib.suppress(pydantic.ValidationError):
+        try:
             settings = Settings.model_validate(rest)
+        except pydantic.ValidationError as error:
+            found = _wrong_fields(error, given)
+            # With the default of a field that is wrong, a comparison says nothing.
+            compared = wrong & _COMPARED
+            problems += [p for name, p in found.items() if not (compared and name in _COMPARED)]
+            wrong |= found.keys()
     if problems:
         report = ConfigurationError(problems)
         report.usable, report.wrong_fields = settings, frozenset(wrong)
         raise report
-    assert settings is not None
     return settings

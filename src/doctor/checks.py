@@ -24,6 +24,7 @@ from packaging.requirements import Requirement
 from ..config import ConfigurationError, ConfigValidator
 from ..engine.models.machine import available_memory, usable_cores
 from ..exposure import EXPOSURE_MEND, exposure
+from ..resilience.sizing import OTHER_FILES, connection_count, thread_count
 from .finding import Finding
 
 if TYPE_CHECKING:
@@ -36,8 +37,6 @@ __all__ = ["check_machine", "check_settings", "probe_mlx"]
 _GIB = 1024**3
 _PROBE_SECONDS = 120.0
 """MLX loads in one to two seconds; a cold disk or a busy machine may need much more."""
-_SPARE_FILES = 128
-"""Files and pipes that a server has open beside its connections."""
 
 
 def check_machine(blas: str) -> Iterator[Finding]:
@@ -232,8 +231,10 @@ def _exposure(settings: Settings) -> Iterator[Finding]:
 
 def _open_files(settings: Settings) -> Iterator[Finding]:
     """Every connection is an open file; the server raises its soft limit up to the hard one."""
-    threads = settings.threads or settings.max_batch + settings.max_queue
-    wanted = (settings.connection_limit or threads + _SPARE_FILES) + _SPARE_FILES
+    threads = thread_count(
+        settings.threads, max_batch=settings.max_batch, max_queue=settings.max_queue
+    )
+    wanted = connection_count(settings.connection_limit, threads=threads) + OTHER_FILES
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY or hard >= wanted:
         return

@@ -18,6 +18,7 @@ from waitress import wasyncore
 from waitress.adjustments import Adjustments
 from waitress.task import ThreadedTaskDispatcher
 
+from ..resilience.sizing import OTHER_FILES
 from .channel import Server
 
 if TYPE_CHECKING:
@@ -37,8 +38,6 @@ _LOOP_SECONDS = 1.0
 _DRAIN_LOOP_SECONDS = 0.05
 _LAST_WORDS_SECONDS = 2.0
 """Time to deliver the error events of requests that the drain cut off."""
-_OTHER_FILES = 128
-"""Files that are no connections: the engine's pipe, logs, temporary files of large bodies."""
 _LARGEST_ANSWER = 64 * 1024 * 1024
 """Bytes that may wait for a slow reader before its thread waits too; beyond 1 MiB on disk."""
 
@@ -168,7 +167,7 @@ def _adjustments(options: ServerOptions, sockets: list[socket.socket]) -> Adjust
 def _allowed_connections(wanted: int) -> int:
     """Raise the limit of open files for ``wanted`` connections; return how many it allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = wanted + _OTHER_FILES
+    needed = wanted + OTHER_FILES
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return wanted
     target = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
@@ -176,8 +175,8 @@ def _allowed_connections(wanted: int) -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
         soft = target
     if soft < needed:
-        _log.warning("only %d files may be open: at most %d connections", soft, soft - _OTHER_FILES)
-        return max(_OTHER_FILES, soft - _OTHER_FILES)
+        _log.warning("only %d files may be open: at most %d connections", soft, soft - OTHER_FILES)
+        return max(OTHER_FILES, soft - OTHER_FILES)
     return wanted
 
 

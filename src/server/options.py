@@ -5,13 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..engine.protocol import Sampling
+from ..resilience.sizing import connection_count, thread_count
 
 __all__ = ["RequestDefaults", "ServerOptions"]
-
-_SPARE_THREADS = 8
-"""Threads beyond those that admitted requests can hold: refusals, health checks, model lists."""
-_SPARE_CONNECTIONS = 128
-"""Connections beyond the threads: idle keep-alive ones, and some that are being refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +36,12 @@ class ServerOptions:
     """What ``Authorization: Bearer`` must carry; empty switches the check off."""
     max_body_bytes: int = 10 * 1024 * 1024
     """Beyond the longest conversation that a model can read, below what hurts to hold."""
-    keep_alive_seconds: float = 5.0
+    keep_alive_seconds: float = 10.0
     """Silence on a stream after which a comment is sent; proxies cut at 30 to 60 s."""
     poll_seconds: float = 0.2
     """How soon a client that left in silence, and the end of the drain, are noticed."""
     max_batch: int = 32
-    max_queue: int = 256
+    max_queue: int = 64
     threads: int = 0
     """0 takes batch + queue + spare, so a refusal and a health check always find one."""
     connection_limit: int = 0
@@ -56,19 +52,19 @@ class ServerOptions:
     """Time a client has to send a whole request: 10 MiB at 35 kB/s."""
     idle_seconds: float = 120.0
     """How long a connection may stay open without a request."""
-    drain_seconds: float = 30.0
+    drain_seconds: float = 25.0
     """Time that running requests get to finish after SIGTERM."""
     defaults: RequestDefaults = RequestDefaults()
 
     @property
     def thread_count(self) -> int:
         """How many threads waitress starts."""
-        return self.threads or self.max_batch + self.max_queue + _SPARE_THREADS
+        return thread_count(self.threads, max_batch=self.max_batch, max_queue=self.max_queue)
 
     @property
     def connection_count(self) -> int:
         """How many connections may be open at once."""
-        return self.connection_limit or self.thread_count + _SPARE_CONNECTIONS
+        return connection_count(self.connection_limit, threads=self.thread_count)
 
     @property
     def model_name(self) -> str:

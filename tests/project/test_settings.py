@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlx_pharos.cli import _server_options
 from mlx_pharos.config import ConfigurationError, Settings, load_settings
+from mlx_pharos.server.options import ServerOptions
 from mlx_pharos.settings import parse_size
 
 if TYPE_CHECKING:
@@ -57,6 +59,18 @@ def test_everything_wrong_is_said_at_once(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert expected == problems.keys()
     assert problems["PHAROS_MODLE"].endswith("did you mean PHAROS_MODEL?")
     assert problems["prot in pharos.toml"].endswith("did you mean port?")
+
+
+def test_the_server_and_the_settings_have_the_same_defaults() -> None:
+    """Whoever serves without the commands gets what the reference says."""
+    assert ServerOptions(("starter",)) == _server_options(Settings())
+
+
+def test_a_limit_is_compared_with_the_threads_that_there_will_be() -> None:
+    """The settings, the doctor and the server count the threads alike, the spare ones included."""
+    threads = ServerOptions(("m",)).thread_count
+    assert str(threads) in _problems("--connection-limit", str(threads))["--connection-limit"]
+    assert threads + 1 == load_settings(["--connection-limit", str(threads + 1)]).connection_limit
 
 
 def test_a_report_never_shows_the_key(monkeypatch: pytest.MonkeyPatch) -> None:

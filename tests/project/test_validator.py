@@ -105,6 +105,31 @@ def test_a_good_configuration_has_no_problem(tiny_model: Path) -> None:
     assert ConfigValidator(Settings(model=str(tiny_model), port=0)).validate_all_config() == ()
 
 
+def test_all_three_layers_are_one_report(tmp_path: Path) -> None:
+    """Wrong values, values that do not go together, and the machine: nothing hides the rest."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        flags = ["--max-body-bytes", "x", "--threads", "2", "--connection-limit", "3"]
+        with pytest.raises(ConfigurationError) as caught:
+            configure([*flags, "--port", port, "--model", str(tmp_path / "none")])
+    subjects = [each.subject for each in caught.value.problems]
+    expected = ["--connection-limit", "--max-body-bytes", "--threads", "model", "port"]
+    assert expected == sorted(subjects)
+
+
+def test_what_cannot_be_known_is_not_said(tmp_path: Path) -> None:
+    """Nothing is compared with the default of a setting that is wrong."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        (tmp_path / "pharos.toml").write_text(f"port = {other.getsockname()[1]}")
+        flags = ["--max-batch", "x", "--threads", "2", "--host", "", "--model", str(tmp_path)]
+        with pytest.raises(ConfigurationError) as caught:
+            configure(flags)
+        with pytest.raises(ConfigurationError) as unread:
+            configure(["--port"])
+    assert {"--max-batch", "--host", "model"} == {each.subject for each in caught.value.problems}
+    assert ["command line"] == [each.subject for each in unread.value.problems]
+
+
 def test_wrong_settings_and_a_wrong_machine_are_one_report(tmp_path: Path) -> None:
     """Where a setting is wrong, the rest is still checked against the machine."""
     with pytest.raises(ConfigurationError) as caught:
