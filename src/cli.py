@@ -105,7 +105,11 @@ def _serve(arguments: Sequence[str]) -> int:
         from .telemetry.log import configure_log
 
         configure_log(level=settings.log_level, style=settings.log_format)
-        return serve(_server_options(settings), engine)
+        # auto is as in configure_log: people read terminals, programs read everything else.
+        plain = settings.log_format == "console" or (
+            settings.log_format == "auto" and sys.stderr.isatty()
+        )
+        return serve(_server_options(settings), engine, say_in_log=not plain)
     finally:
         engine.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import sys
 import threading
@@ -14,10 +15,13 @@ from .listener import Listener, ListenError
 from .shutdown import Shutdown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from ..engine.client import EngineClient
     from .options import ServerOptions
+
+    _Say = Callable[[str, int], None]
+    """Takes a line and how important it is to the log."""
 
 __all__ = ["EXIT_CANNOT_LISTEN", "EXIT_NO_ENGINE", "serve"]
 
@@ -27,26 +31,34 @@ again. A service manager may try once more."""
 EXIT_CANNOT_LISTEN = 2
 """The address is taken or not allowed: the operator has to change a setting."""
 
+_log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LONG = 3600.0
 
 
-def serve(options: ServerOptions, engine: EngineClient) -> int:
+def serve(options: ServerOptions, engine: EngineClient, *, say_in_log: bool = False) -> int:
     """Serve until a signal; return the process' exit code.
 
     Binds at once, so probes are answered while the model loads. The first
     SIGTERM or SIGINT lets running requests finish, the second ends them.
     Closes the engine at the end, whatever the end is.
+
+    Args:
+        options: Fixed for the server's life.
+        engine: Started; may still load.
+        say_in_log: Tell the operator through :mod:`logging`, for a log that programs read;
+            else in plain lines on standard error.
     """
     shutdown = Shutdown()
+    say = _log_line if say_in_log else _write_line
     try:
         try:
             app = create_app(options, engine, shutdown)
             listener = Listener(app, options, shutdown, on_drain=engine.drain)
         except ListenError as error:
-            _say(f"Pharos cannot start: {error}")
+            say(f"Pharos cannot start: {error}", logging.ERROR)
             return EXIT_CANNOT_LISTEN
-        herald = _Herald(listener, options, engine)
+        herald = _Herald(listener, options, engine, say)
         with _signals(listener):
             herald.start()
             listener.run()
@@ -58,7 +70,10 @@ def serve(options: ServerOptions, engine: EngineClient) -> int:
 class _Herald:
     """Waits for the model in a thread of its own, and tells the operator how that went."""
 
-    def __init__(self, listener: Listener, options: ServerOptions, engine: EngineClient) -> None:
+    def __init__(
+        self, listener: Listener, options: ServerOptions, engine: EngineClient, say: _Say
+    ) -> None:
+        self._say = say
         self._listener = listener
         self._options = options
         self._engine = engine
@@ -66,7 +81,7 @@ class _Herald:
 
     def start(self) -> None:
         """Say where the server listens, and begin to wait."""
-        _say(f"Pharos listens on {self._listener.url} and loads the model.")
+        self._say(f"Pharos listens on {self._listener.url} and loads the model.", logging.INFO)
         threading.Thread(target=self._wait, name="herald", daemon=True).start()
 
     def _wait(self) -> None:
@@ -75,10 +90,10 @@ class _Herald:
             engine.wait_ready(_LONG)
         if engine.state is EngineState.READY:
             name = self._options.model_name
-            _say(f"Pharos is ready: {self._listener.url}/v1 serves '{name}'.")
+            self._say(f"Pharos is ready: {self._listener.url}/v1 serves '{name}'.", logging.INFO)
         engine.wait_gone()
         if engine.state is EngineState.DOWN:
-            _say(f"Pharos cannot serve: {engine.down_reason}")
+            self._say(f"Pharos cannot serve: {engine.down_reason}", logging.ERROR)
             self.exit_code = EXIT_NO_ENGINE
             self._listener.stop()
 
@@ -101,6 +116,10 @@ def _signals(listener: Listener) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _say(line: str) -> None:
+def _write_line(line: str, _: int) -> None:
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
+
+
+def _log_line(line: str, level: int) -> None:
+    _log.log(level, line)

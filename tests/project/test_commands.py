@@ -171,6 +171,21 @@ def test_serve_warns_before_it_listens_to_a_network_without_a_key(tmp_path: Path
     assert "PHAROS_API_KEY" in done.stderr
 
 
+def test_a_log_for_programs_is_json_alone(tiny_model: Path) -> None:
+    """Written to a file or a pipe, every line of a server's life is JSON."""
+    command = [sys.executable, "-m", "mlx_pharos", "serve", "--model", str(tiny_model)]
+    with subprocess.Popen([*command, "--port", "0"], stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        lines = []
+        for line in server.stderr:
+            lines.append(json.loads(line))
+            if "is ready" in lines[-1]["event"]:
+                server.terminate()
+    assert any("listens on http://" in line["event"] for line in lines)
+    assert {"info"} == {line["level"] for line in lines}
+    assert server.returncode == 0
+
+
 def test_pull_of_a_directory_says_where_it_is(tiny_model: Path) -> None:
     """Pulling a model that is there already checks it, and prints its directory."""
     done = _pharos("pull", str(tiny_model))
