@@ -30,7 +30,12 @@ def examine(arguments: Sequence[str]) -> Iterator[Finding]:
             text = f"{each.subject} {each.text}"
             mend = "correct it; `pharos serve --help` lists every setting"
             yield Finding(name="Settings", status="error", text=text, mend=mend)
-        yield from check_machine("auto")
+        usable, wrong = error.usable, error.wrong_fields
+        yield from check_machine(usable.blas if usable else "auto")
+        if usable is not None and not wrong & {"model", "cache_dir"}:
+            yield check_model(usable)
+        if usable is not None and not wrong & {"host", "port", "cache_dir"}:
+            yield from check_settings(usable, ConfigValidator(usable))
         return
     changed = len(settings.model_fields_set)
     text = f"valid, {changed} of them set" if changed else "valid, all at their defaults"

@@ -286,4 +286,8 @@ def test_the_doctor_reports_wrong_settings() -> None:
     report = json.loads(done.stdout)
     wrong = [each for each in report["findings"] if each["name"] == "Settings"]
     assert (done.returncode, report["can_serve"], len(wrong)) == (1, False, 2)
+    # The rest is examined as far as it is known: the model, but no address without its port.
+    names = {each["name"] for each in report["findings"]}
+    assert "Model" in names
+    assert "Address" not in names
     assert all(each["mend"] for each in wrong)
