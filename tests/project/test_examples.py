@@ -47,5 +47,7 @@ def test_curl_examples_get_what_the_page_says(page: str, served: Served) -> None
             assert output.endswith("data: [DONE]\n\n")
         elif "temprature" in example:
             assert json.loads(output)["error"]["param"] == "temprature"
+        elif example.endswith("/health\n"):
+            assert "running" in json.loads(output)
         else:
             assert json.loads(output)["choices"][0]["message"]["role"] == "assistant"
