@@ -13,7 +13,7 @@ import itertools
 import logging
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..resilience.admission import Admission
@@ -25,10 +25,21 @@ from ..resilience.errors import (
 )
 from . import protocol
 from .generation import Generation, failure, rejection
-from .protocol import Accepted, Failed, Finish, Loaded, LoadFailed, Rejected, Step
+from .protocol import (
+    Accepted,
+    Failed,
+    Finish,
+    Loaded,
+    LoadFailed,
+    Rejected,
+    Step,
+    StepFigures,
+)
 from .supervisor import EngineProcess
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .protocol import EngineOptions, FromEngine, Prompt, Sampling, ToEngine
 
 __all__ = ["EngineClient", "EngineSnapshot", "EngineState", "start_engine"]
@@ -63,6 +74,9 @@ class EngineSnapshot:
     prompt_cache_hits: int = 0
     prompt_cache_misses: int = 0
     prompt_cache_limit_bytes: int = 0
+    at: float = 0.0
+    """When the step was, monotonic seconds; 0 before the first."""
+    figures: StepFigures = field(default_factory=StepFigures)
 
 
 @dataclass(slots=True)
@@ -113,6 +127,8 @@ class EngineClient:
         """Set when loading has ended, one way or the other."""
         self._ids = itertools.count(1)
         self._last_step: Step | None = None
+        self.on_step: Callable[[Step], None] = _ignore
+        """Told of each step in the reader thread before anybody else; must be quick and not raise."""
         self.loaded: Loaded | None = None
         self.down_reason = ""
         self._reader = threading.Thread(target=self._read, name="engine-reader", daemon=True)
@@ -157,6 +173,8 @@ class EngineClient:
             prompt_cache_hits=step.prompt_cache_hits,
             prompt_cache_misses=step.prompt_cache_misses,
             prompt_cache_limit_bytes=limit,
+            at=step.at,
+            figures=step.figures,
         )
 
     def submit(
@@ -263,6 +281,7 @@ class EngineClient:
         match message:
             case Step():
                 self._last_step = message
+                self.on_step(message)
                 for event in message.events:
                     self._deliver(event)
             case Accepted() | Rejected() | Failed():
@@ -321,3 +340,7 @@ class EngineClient:
         if self._state is EngineState.STOPPED:
             return EngineDiedError("The server is shutting down and ended this request.")
         return EngineDiedError("The engine died while this request ran. Try again.")
+
+
+def _ignore(_: Step) -> None:
+    pass

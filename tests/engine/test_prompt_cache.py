@@ -140,3 +140,18 @@ def test_clear_drops_everything() -> None:
     cache.store(_entry(list(range(40))))
     cache.clear()
     assert (0, 0) == (len(cache), cache.size_bytes)
+
+
+def test_evictions_and_bypasses_are_counted() -> None:
+    """An entry that makes room is an eviction, one that a longer one replaces is not; a cache that
+    is off has bypasses, and neither hits nor misses.
+    """
+    cache = PromptCache(limit_bytes=100 * _BYTES_PER_TOKEN)
+    cache.store(_entry(list(range(50))))
+    cache.store(_entry(list(range(60))))
+    assert (1, 0) == (len(cache), cache.evictions)
+    cache.store(_entry(list(range(100, 160))))
+    assert (1, 1) == (len(cache), cache.evictions)
+    off = PromptCache(limit_bytes=0)
+    assert off.lookup(list(range(50))) is None
+    assert (0, 0, 1) == (off.hits, off.misses, off.bypasses)
