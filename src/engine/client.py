@@ -129,6 +129,8 @@ class EngineClient:
         self._last_step: Step | None = None
         self.on_step: Callable[[Step], None] = _ignore
         """Told of each step in the reader thread before anybody else; must be quick and not raise."""
+        self.on_loaded: Callable[[], None] = _nothing
+        """Told in the reader thread that the engine is ready, from now on or already."""
         self.loaded: Loaded | None = None
         self.down_reason = ""
         self._reader = threading.Thread(target=self._read, name="engine-reader", daemon=True)
@@ -288,6 +290,7 @@ class EngineClient:
                 self._deliver(message)
             case Loaded():
                 self.loaded = message
+                self.on_loaded()
                 self._settle(EngineState.READY)
             case LoadFailed():
                 self.down_reason = message.reason
@@ -343,4 +346,8 @@ class EngineClient:
 
 
 def _ignore(_: Step) -> None:
+    pass
+
+
+def _nothing() -> None:
     pass

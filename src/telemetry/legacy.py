@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CATEGORIES",
+    "PROMETHEUS_CONTENT_TYPE",
     "LegacyFigures",
     "LegacyQuery",
     "Measured",

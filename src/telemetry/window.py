@@ -231,6 +231,15 @@ class WindowReader(MetricReader):
                 uptime=uptime,
             )
 
+    def reset(self) -> None:
+        """Forget everything, as if the process had just started."""
+        with self._lock:
+            self._rotate()
+            self.collect()
+            self._started = self._clock()
+            self._total = 0
+            self._slices = deque([_Slice(self._index(self._started))])
+
     def shutdown(self, timeout_millis: float = 30_000, **_: Any) -> None:  # noqa: ANN401 - SDK's
         """Do nothing: there is nothing to stop, and the figures may still be read."""
 
