@@ -67,8 +67,9 @@ def add_aliases(families: Iterable[Family], model: str) -> Iterator[Family]:
     by_name = {family.name: family for family in families}
     for alias in ALIASES:
         found = by_name.get(BY_NAME[alias.instrument].prometheus_family)
-        if found is not None:
-            yield _renamed(alias, found, model)
+        renamed = _renamed(alias, found, model) if found is not None else None
+        if renamed is not None and renamed.samples:
+            yield renamed
 
 
 def _renamed(alias: Alias, family: Family, model: str) -> Family:

@@ -7,6 +7,7 @@ import re
 import string
 
 import pytest
+from opentelemetry.metrics import Counter, Histogram
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
@@ -54,9 +55,9 @@ def test_every_instrument_can_be_used() -> None:
         sources={name: lambda: [Reading(1.0, {"a": "b"})] for name in observed},
     )
     for value in vars(instruments).values():
-        if hasattr(value, "record"):
+        if isinstance(value, Histogram):
             value.record(1.0)
-        elif hasattr(value, "add"):
+        elif isinstance(value, Counter):
             value.add(1)
     data = reader.get_metrics_data()
     assert data is not None
