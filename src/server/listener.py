@@ -87,6 +87,15 @@ class Listener:
         host = self._options.host
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
+    def threads(self) -> tuple[int, int]:
+        """Return how many threads answer requests now, and how many have nothing to do."""
+        busy = self._dispatcher.active_count
+        return busy, max(0, len(self._dispatcher.threads) - busy)
+
+    def queued(self) -> int:
+        """Return how many requests wait for a thread."""
+        return len(self._dispatcher.queue)
+
     def run(self) -> None:
         """Serve until :meth:`stop` was called and the drain is over."""
         try:

@@ -9,8 +9,9 @@ import threading
 from typing import TYPE_CHECKING
 
 from ..engine.client import EngineState
-from .app import create_app
+from .app import create_app, start_telemetry
 from .listener import Listener, ListenError
+from .observation import observe_listener
 from .shutdown import Shutdown
 
 if TYPE_CHECKING:
@@ -38,13 +39,15 @@ def serve(options: ServerOptions, engine: EngineClient) -> int:
     Closes the engine at the end, whatever the end is.
     """
     shutdown = Shutdown()
+    telemetry = start_telemetry(options)
     try:
         try:
-            app = create_app(options, engine, shutdown)
+            app = create_app(options, engine, shutdown, telemetry)
             listener = Listener(app, options, shutdown, on_drain=engine.drain)
         except ListenError as error:
             _say(f"Pharos cannot start: {error}")
             return EXIT_CANNOT_LISTEN
+        observe_listener(telemetry.instruments, listener)
         herald = _Herald(listener, options, engine)
         with _signals(listener):
             herald.start()
@@ -52,6 +55,7 @@ def serve(options: ServerOptions, engine: EngineClient) -> int:
         return herald.exit_code
     finally:
         engine.close()
+        telemetry.shutdown()
 
 
 class _Herald:

@@ -21,11 +21,15 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
+    from mlx_pharos.telemetry.telemetry import Telemetry
+
 __all__ = ["server", "serving"]
 
 
 @contextlib.contextmanager
-def _serving(model: Path, *, ready: bool = True, **settings: Any) -> Iterator[RunningServer]:
+def _serving(
+    model: Path, *, ready: bool = True, telemetry: Telemetry | None = None, **settings: Any
+) -> Iterator[RunningServer]:
     defaults: dict[str, Any] = {
         "served_model_names": ("tiny", "org/other"),
         "port": 0,
@@ -51,7 +55,7 @@ def _serving(model: Path, *, ready: bool = True, **settings: Any) -> Iterator[Ru
     )
     shutdown = Shutdown()
     try:
-        app = create_app(options, engine, shutdown)
+        app = create_app(options, engine, shutdown, telemetry)
         listener = Listener(app, options, shutdown, on_drain=engine.drain)
         loop = threading.Thread(target=listener.run, name="listener")
         loop.start()
