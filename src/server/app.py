@@ -56,16 +56,16 @@ _CLIENT_CLOSED_REQUEST = 499
 def create_app(
     options: ServerOptions,
     engine: EngineClient,
+    telemetry: Telemetry,
     shutdown: Shutdown | None = None,
-    telemetry: Telemetry | None = None,
 ) -> Flask:
     """Return the WSGI application.
 
     Args:
         options: Fixed for the application's life.
         engine: Owned by the caller.
+        telemetry: Owned by the caller, who shuts it down. It serves one application.
         shutdown: Shared with the listener; its own where there is none.
-        telemetry: Owned by the caller; one that exports nothing where there is none.
     """
     app = Flask("mlx_pharos", static_folder=None)
     # A path with two slashes is another path: a redirect would only confuse clients that post.
@@ -84,7 +84,7 @@ def create_app(
     app.add_url_rule("/v1/chat/completions", "chat_completions", generate.chat, methods=["POST"])
     app.add_url_rule("/v1/completions", "completions", generate.completion, methods=["POST"])
     add_report_routes(app, options, engine, shutdown, started_at=int(time.time()))
-    _add_telemetry(app, options, engine, telemetry or start_telemetry(options))
+    _add_telemetry(app, options, engine, telemetry)
     return app
 
 

@@ -42,7 +42,7 @@ def serve(options: ServerOptions, engine: EngineClient) -> int:
     telemetry = start_telemetry(options)
     try:
         try:
-            app = create_app(options, engine, shutdown, telemetry)
+            app = create_app(options, engine, telemetry, shutdown)
             listener = Listener(app, options, shutdown, on_drain=engine.drain)
         except ListenError as error:
             _say(f"Pharos cannot start: {error}")
