@@ -101,7 +101,7 @@ def _error_codes(kind: type[errors.PharosError]) -> Iterator[str]:
         yield from _error_codes(child)
 
 
-_CONFIGURED = f"the configured served names, and {OTHER} for what a request made up"
+_CONFIGURED = f"the configured served names, and `{OTHER}` for what a request made up"
 _ENGINE = "what the engine reported when it had loaded"
 
 HTTP_METHOD = Attribute(

@@ -14,9 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from opentelemetry.sdk.metrics import Histogram
-from opentelemetry.sdk.metrics.view import ExponentialBucketHistogramAggregation
-
 from .batching import BatchLimits
 
 if TYPE_CHECKING:
@@ -127,6 +124,12 @@ def span_exporter(target: Target) -> SpanExporter:
 
 def metric_exporter(target: Target) -> MetricExporter:
     """Return an exporter of metrics, with exponential histograms unless a variable wants others."""
+    # Imported here: the settings are checked with this module before anything else is loaded.
+    from opentelemetry.sdk.metrics import Histogram  # noqa: PLC0415
+    from opentelemetry.sdk.metrics.view import (  # noqa: PLC0415
+        ExponentialBucketHistogramAggregation,
+    )
+
     chosen = os.environ.get("OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION")
     aggregation = None if chosen else {Histogram: ExponentialBucketHistogramAggregation()}
     exporter: MetricExporter = _exporter(target, preferred_aggregation=aggregation)
