@@ -40,6 +40,7 @@ from .otlp import (
     prefers_delta,
     span_exporter,
 )
+from .otlp_log import OtlpLogHandler
 from .prometheus_view import PrometheusView
 from .window import WindowReader
 
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
 
 __all__ = ["BUDGET_SECONDS", "Telemetry", "TelemetryOptions"]
 
-_log = logging.getLogger(__name__)
 _SCOPE = "mlx_pharos"
 BUDGET_SECONDS = 5.0
 """The longest that a shutdown takes, whatever the collector does."""
@@ -137,7 +137,7 @@ class Telemetry:
         for processor in processors:
             self._tracers.add_span_processor(processor)
         self.tracer = self._tracers.get_tracer(_SCOPE, __version__)
-        self.logger_provider = self._logs(options)
+        self._log_handler = self._log_sender(options)
         self.instruments = Instruments(self.meter, folded=self.folded, model=options.model)
         self.instruments.observe("pharos.telemetry.dropped", self.losses.readings)
 
@@ -184,6 +184,8 @@ class Telemetry:
             if self._is_shut:
                 return True
             self._is_shut = True
+        if self._log_handler is not None:
+            logging.getLogger().removeHandler(self._log_handler)
         patience = max(0.0, budget_seconds - _MARGIN_SECONDS)
         threads = [
             threading.Thread(
@@ -203,8 +205,6 @@ class Telemetry:
         """Send what waits, in the calling thread. For tests: it has no deadline."""
         self._tracers.force_flush()
         self._meters.force_flush()
-        if self.logger_provider is not None:
-            self.logger_provider.force_flush()
 
     def _metric_senders(self, options: TelemetryOptions) -> list[MetricReader]:
         target = otlp_target("metrics", options.otlp_endpoint)
@@ -228,7 +228,7 @@ class Telemetry:
         self._closables.append(queue)
         return [queue]
 
-    def _logs(self, options: TelemetryOptions) -> LoggerProvider | None:
+    def _log_sender(self, options: TelemetryOptions) -> OtlpLogHandler | None:
         target = otlp_target("logs", options.otlp_endpoint)
         if target is None:
             return None
@@ -236,7 +236,9 @@ class Telemetry:
         self._closables.append(queue)
         provider = LoggerProvider(resource=self.resource, shutdown_on_exit=False)
         provider.add_log_record_processor(queue)
-        return provider
+        handler = OtlpLogHandler(provider)
+        logging.getLogger().addHandler(handler)
+        return handler
 
 
 def _resource() -> Resource:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mlx_pharos import __version__
+from mlx_pharos.telemetry.correlation import CURRENT
 from mlx_pharos.telemetry.telemetry import Telemetry, TelemetryOptions
 from support.collector import attributes_of, black_hole, collector, dead_port
 
@@ -122,8 +123,32 @@ def test_signals_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     with collector() as target:
         with _telemetry(target.endpoint) as telemetry:
             telemetry.tracer.start_span("x").end()
-            assert telemetry.logger_provider is None
-        assert (1, []) == (len(target.spans()), target.requests("metrics"))
+            logging.getLogger("mlx_pharos").warning("stays here")
+        assert (1, [], []) == (len(target.spans()), target.requests("metrics"), target.logs())
+
+
+def test_the_log_is_sent_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With OTEL_LOGS_EXPORTER=otlp lines arrive with their fields and trace, without paths and texts."""
+    monkeypatch.setenv("OTEL_LOGS_EXPORTER", "otlp")
+    log = logging.getLogger("mlx_pharos.requests")
+    with collector() as target:
+        handlers = list(logging.getLogger().handlers)
+        with _telemetry(target.endpoint):
+            token = CURRENT.set(("0" * 31 + "a", "0" * 15 + "b"))
+            log.warning("request %d", 7, extra={"status": 200, "route": "/v1/models"})
+            CURRENT.reset(token)
+            try:
+                int("a prompt")
+            except ValueError:
+                log.exception("failed")
+        assert handlers == logging.getLogger().handlers
+        first, second = target.logs()
+    assert ("request 7", "WARNING") == (first.body.string_value, first.severity_text)
+    assert {"status": 200, "route": "/v1/models"} == attributes_of(first)
+    assert (10, 11) == (int(first.trace_id.hex(), 16), int(first.span_id.hex(), 16))
+    assert {"exception.type": "ValueError"} == attributes_of(second)
+    assert not second.trace_id
+    assert "a prompt" not in str(second)
 
 
 def test_the_sdk_can_be_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
