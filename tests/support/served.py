@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 __all__ = ["Served", "serve_model"]
@@ -26,10 +26,20 @@ class Served(NamedTuple):
 
 
 @contextmanager
-def serve_model(model: Path, *flags: str) -> Iterator[Served]:
-    """Serve a model on a free port until the block ends; it must then end with 0."""
+def serve_model(
+    model: Path, *flags: str, variables: Mapping[str, str] | None = None
+) -> Iterator[Served]:
+    """Serve a model on a free port until the block ends; it must then end with 0.
+
+    Of Pharos' and OpenTelemetry's variables it sees those alone that are given.
+    """
     command = [sys.executable, "-m", "mlx_pharos", "serve", "--model", str(model), "--port", "0"]
-    environment = {name: text for name, text in os.environ.items() if name[:7] != "PHAROS_"}
+    environment = {
+        name: text
+        for name, text in os.environ.items()
+        if not name.startswith(("PHAROS_", "OTEL_")) and name != "METRICS_API_KEY"
+    }
+    environment.update(variables or {})
     with subprocess.Popen(
         [*command, *flags], stderr=subprocess.PIPE, text=True, env=environment
     ) as server:
