@@ -35,9 +35,10 @@ class Kind(enum.Enum):
     GAUGE = "gauge"
     """A state, read at collection."""
     HISTOGRAM = "histogram"
-    """Values of finished requests, recorded once each."""
+    """Values of finished requests, recorded once each, with exemplars."""
     FOLDED = "folded histogram"
-    """Values of the token path, counted as plain integers and read at collection."""
+    """Values of the token path and of finished requests, counted as plain integers and read at
+    collection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,18 +155,22 @@ _REQUESTS = (
         "gen_ai.server.time_per_output_token", "s", _INTER_TOKEN,
         "Mean time per token after the first of a request, successful ones only.",
         *_GEN_AI,
+        kind=Kind.FOLDED,
     ),
     _histogram(
         "pharos.request.queue.duration", "s", (*_SHORT, *_REQUEST),
         "Time that an accepted request waited for a place in the batch.", a.MODEL,
+        kind=Kind.FOLDED,
     ),
     _histogram(
         "pharos.request.prefill.duration", "s", (*_SHORT, *_REQUEST),
         "Time from a request's first prefill step to its first token.", a.MODEL,
+        kind=Kind.FOLDED,
     ),
     _histogram(
         "pharos.request.decode.duration", "s", (*_SHORT, *_REQUEST),
         "Time from a request's first token to its last.", a.MODEL,
+        kind=Kind.FOLDED,
     ),
     _histogram(
         "pharos.inter_token.duration", "s", _INTER_TOKEN,
@@ -185,6 +190,7 @@ _REQUESTS = (
     _histogram(
         "pharos.request.tokens", "{token}", _TOKENS,
         "Tokens of a request's prompt and answer.", a.MODEL, a.REQUEST_TOKEN_TYPE,
+        kind=Kind.FOLDED,
     ),
     _counter(
         "pharos.tokens", "{token}",

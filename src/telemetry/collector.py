@@ -38,7 +38,6 @@ def make_window(*, clock: Callable[[], float] = time.monotonic) -> WindowReader:
     not_taken = REFUSED_CODES | REJECTED_CODES
     return WindowReader(
         histogram="gen_ai.server.request.duration",
-        counter="pharos.requests.finished",
         counts=lambda attributes: attributes.get(a.ERROR_TYPE.name) not in not_taken,
         clock=clock,
     )
@@ -114,7 +113,7 @@ class MetricsCollector:
 
     def count_request(self, attributes: Mapping[str, str], context: Context | None = None) -> None:
         """Count a generation request that has ended, with what is known of it."""
-        self._window.advance()
+        self._window.count()
         self._instruments.requests_finished.add(1, attributes, context)
         now = time.monotonic()
         if now - self._memory_at >= _MEMORY_SECONDS:

@@ -77,17 +77,19 @@ class FoldedHistogram:
 
 
 class FoldedSet:
-    """All folded histograms of a process: filled at start, read by every reader's stream."""
+    """All folded histograms of a process, read by every reader's stream. Safe from any thread."""
 
     def __init__(self) -> None:
         self.histograms: tuple[FoldedHistogram, ...] = ()
+        self._lock = threading.Lock()
 
     def add(
         self, instrument: Instrument, attributes: Mapping[str, str] | None = None
     ) -> FoldedHistogram:
         """Make a histogram and keep it."""
         histogram = FoldedHistogram(instrument, attributes)
-        self.histograms = (*self.histograms, histogram)
+        with self._lock:
+            self.histograms = (*self.histograms, histogram)
         return histogram
 
 

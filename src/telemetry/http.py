@@ -140,7 +140,7 @@ class TelemetryMiddleware:
         try:
             record = exchange.record(ended_at=ended_at, written=written)
             self._recorder.finish(record, exchange.context, exchange.trace_ids)
-            self._spans.finish(exchange.span, exchange.context, record)
+            self._spans.finish(exchange.span, record)
         except Exception:  # noqa: BLE001 - the request has been answered, and must not fail now
             _log.exception("a request could not be recorded")
 

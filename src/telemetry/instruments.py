@@ -2,7 +2,8 @@
 
 Three kinds, by who does what when:
 
-* recorded: an attribute here; :meth:`add` or :meth:`record` once per finished request;
+* recorded: an attribute here; :meth:`add` or :meth:`record` once per finished request. What has
+  exemplars is the SDK's, the rest is in plain numbers (:mod:`.totals`);
 * folded: an attribute here; :meth:`FoldedHistogram.fold` once per engine step;
 * observed: no attribute; :meth:`Instruments.observe` says where the number is, and
   each collection reads it there.
@@ -19,11 +20,12 @@ from opentelemetry.metrics import Observation
 from . import attributes as a
 from .catalog import BY_NAME, Kind
 from .folded import FoldedSet
+from .totals import FoldedFamily, Total
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from opentelemetry.metrics import CallbackOptions, Counter, Histogram, Meter
+    from opentelemetry.metrics import CallbackOptions, Histogram, Meter
 
 __all__ = ["Instruments", "Reading", "Source"]
 
@@ -72,11 +74,13 @@ class Instruments:
         self.http_request_duration = self._histogram("http.server.request.duration")
         self.gen_ai_request_duration = self._histogram("gen_ai.server.request.duration")
         self.gen_ai_time_to_first_token = self._histogram("gen_ai.server.time_to_first_token")
-        self.gen_ai_time_per_output_token = self._histogram("gen_ai.server.time_per_output_token")
-        self.queue_duration = self._histogram("pharos.request.queue.duration")
-        self.prefill_duration = self._histogram("pharos.request.prefill.duration")
-        self.decode_duration = self._histogram("pharos.request.decode.duration")
-        self.request_tokens = self._histogram("pharos.request.tokens")
+
+        self._folded = folded or FoldedSet()
+        self.gen_ai_time_per_output_token = self._family("gen_ai.server.time_per_output_token")
+        self.queue_duration = self._family("pharos.request.queue.duration")
+        self.prefill_duration = self._family("pharos.request.prefill.duration")
+        self.decode_duration = self._family("pharos.request.decode.duration")
+        self.request_tokens = self._family("pharos.request.tokens")
 
         self.requests_finished = self._counter("pharos.requests.finished")
         self.tokens = self._counter("pharos.tokens")
@@ -89,7 +93,7 @@ class Instruments:
         self.breaker_transitions = self._counter("pharos.breaker.transitions")
         self.retries = self._counter("pharos.retries")
 
-        folded = folded or FoldedSet()
+        folded = self._folded
         self.inter_token = folded.add(BY_NAME["pharos.inter_token.duration"], {a.MODEL.name: model})
         self.batch_size = folded.add(BY_NAME["pharos.engine.batch.size"])
         self.step_duration = folded.add(BY_NAME["pharos.engine.step.duration"])
@@ -136,12 +140,22 @@ class Instruments:
             explicit_bucket_boundaries_advisory=instrument.buckets,
         )
 
-    def _counter(self, name: str) -> Counter:
+    def _family(self, name: str) -> FoldedFamily:
+        instrument = BY_NAME[name]
+        assert instrument.kind is Kind.FOLDED
+        return FoldedFamily(instrument, self._folded)
+
+    def _counter(self, name: str) -> Total:
         instrument = BY_NAME[name]
         assert instrument.kind is Kind.COUNTER
-        return self._meter.create_counter(
-            name, unit=instrument.unit, description=instrument.description
+        total = Total(name)
+        self._meter.create_observable_counter(
+            name,
+            callbacks=[total.observe],
+            unit=instrument.unit,
+            description=instrument.description,
         )
+        return total
 
 
 def _callback(source: Source) -> Callable[[CallbackOptions], list[Observation]]:

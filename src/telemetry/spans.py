@@ -9,18 +9,21 @@ next.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.propagators.textmap import Getter
-from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode
 
 from . import attributes as a
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from opentelemetry.sdk.trace import Tracer as SdkTracer
+    from opentelemetry.sdk.util.instrumentation import InstrumentationScope
     from opentelemetry.trace import Span, Tracer
     from opentelemetry.util.types import AttributeValue
 
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SpanWriter"]
 
+_UNSET = Status()
 _FAILED = Status(StatusCode.ERROR)
 
 
@@ -63,6 +67,7 @@ class SpanWriter:
         if epoch_offset_ns is None:
             epoch_offset_ns = time.time_ns() - time.monotonic_ns()
         self._offset_ns = epoch_offset_ns
+        self._scope: InstrumentationScope | None = None
 
     def begin(self, environ: Mapping[str, Any], method: str, at: float) -> tuple[Span, Context]:
         """Start the span of an HTTP request; it continues the caller's trace.
@@ -83,11 +88,12 @@ class SpanWriter:
         )
         return span, trace.set_span_in_context(span, parent)
 
-    def finish(self, span: Span, context: Context, record: RequestRecord) -> None:
+    def finish(self, span: Span, record: RequestRecord) -> None:
         """Write a request's other spans, and end that of its HTTP request."""
         if span.is_recording():
-            if record.generation is not None:
-                self._generation(context, record, record.generation)
+            if record.generation is not None and isinstance(span, ReadableSpan):
+                self._scope = span.instrumentation_scope
+                self._generation(span.get_span_context(), record, record.generation)
             span.set_attributes(_http_attributes(record))
             if record.route:
                 span.update_name(f"{record.method} {record.route}")
@@ -96,27 +102,64 @@ class SpanWriter:
         span.end(self._ns(record.ended_at))
 
     def _generation(
-        self, context: Context, record: RequestRecord, generation: GenerationRecord
+        self, parent: SpanContext, record: RequestRecord, generation: GenerationRecord
     ) -> None:
         engine = generation.engine
-        span = self._tracer.start_span(
-            f"{generation.operation} {generation.model}",
-            context=context,
-            attributes=_generation_attributes(generation),
-            start_time=self._ns(record.started_at),
-        )
+        events = []
         if engine.prefill_at:
             cached = {a.GEN_AI_CACHED_TOKENS: engine.cached_tokens}
-            span.add_event("prompt_cache.lookup", cached, self._ns(engine.prefill_at))
+            events.append(Event("prompt_cache.lookup", cached, self._ns(engine.prefill_at)))
         if engine.first_token_at:
-            span.add_event("first_token", timestamp=self._ns(engine.first_token_at))
-        if generation.failed:
-            span.set_status(_FAILED)
-        inside = trace.set_span_in_context(span, context)
+            events.append(Event("first_token", timestamp=self._ns(engine.first_token_at)))
+        inside = self._write(
+            f"{generation.operation} {generation.model}",
+            parent,
+            (record.started_at, record.ended_at),
+            attributes=_generation_attributes(generation),
+            events=events,
+            status=_FAILED if generation.failed else _UNSET,
+        )
         for name, begin, end in _phases(engine):
-            phase = self._tracer.start_span(name, context=inside, start_time=self._ns(begin))
-            phase.end(self._ns(end))
-        span.end(self._ns(record.ended_at))
+            self._write(name, inside, (begin, end))
+
+    def _write(
+        self,
+        name: str,
+        parent: SpanContext,
+        times: tuple[float, float],
+        *,
+        attributes: Mapping[str, AttributeValue] | None = None,
+        events: Sequence[Event] = (),
+        status: Status = _UNSET,
+    ) -> SpanContext:
+        """Hand a span that is over to the processors, and return its context.
+
+        Starting one and ending it at once would cost ten times as much, for the
+        sampler's answer, which is its parent's, and for guards that nothing
+        here needs.
+        """
+        tracer = cast("SdkTracer", self._tracer)
+        context = SpanContext(
+            parent.trace_id,
+            tracer.id_generator.generate_span_id(),
+            is_remote=False,
+            trace_flags=parent.trace_flags,
+            trace_state=parent.trace_state,
+        )
+        span = ReadableSpan(
+            name,
+            context=context,
+            parent=parent,
+            resource=tracer.resource,
+            attributes=attributes,
+            events=events,
+            status=status,
+            instrumentation_scope=self._scope,
+            start_time=self._ns(times[0]),
+            end_time=self._ns(times[1]),
+        )
+        tracer.span_processor.on_end(span)
+        return context
 
     def _ns(self, at: float) -> int:
         return int(at * 1e9) + self._offset_ns

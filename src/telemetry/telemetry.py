@@ -111,9 +111,7 @@ class Telemetry:
         self._closables: list[_Closable] = []
         self._shut = threading.Lock()
         self._is_shut = False
-        self.window = window or WindowReader(
-            histogram="gen_ai.server.request.duration", counter="pharos.requests.finished"
-        )
+        self.window = window or WindowReader(histogram="gen_ai.server.request.duration")
         self.prometheus = PrometheusView(
             self.folded,
             cardinality_limits=self._limits,

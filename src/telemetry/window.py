@@ -33,7 +33,6 @@ from opentelemetry.sdk.metrics.view import (
     Aggregation,
     DropAggregation,
     ExponentialBucketHistogramAggregation,
-    SumAggregation,
 )
 
 if TYPE_CHECKING:
@@ -140,9 +139,9 @@ class Window:
     latencies: Sketch
     """Seconds, of the window."""
     count: int
-    """What the counter gained within the window."""
+    """What was counted within the window."""
     total: int
-    """What the counter gained since the start."""
+    """What was counted since the start."""
     seconds: float
     """The stretch that the window really covers: up to 300 s, less in the first minutes."""
     uptime: float
@@ -150,7 +149,7 @@ class Window:
 
     @property
     def per_second(self) -> float:
-        """The rate of the counter over the window."""
+        """What was counted per second of the window."""
         return self.count / self.seconds if self.seconds > 0 else 0.0
 
 
@@ -168,7 +167,7 @@ class _Chosen(Aggregation):
 
 
 class WindowReader(MetricReader):
-    """Keeps one histogram's last 300 s and one counter's rate and total.
+    """Keeps one histogram's last 300 s, and the rate and total of what is counted.
 
     Safe from any thread. It belongs to the MeterProvider that it is passed to.
     """
@@ -177,27 +176,20 @@ class WindowReader(MetricReader):
         self,
         *,
         histogram: str,
-        counter: str,
         counts: Callable[[Mapping[str, Any]], bool] = lambda _: True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Watch two instruments.
+        """Watch an instrument.
 
         Args:
-            histogram: The name of a histogram, in seconds.
-            counter: The name of a counter.
+            histogram: Its name; it counts seconds.
             counts: Which points of the histogram count, by their attributes.
             clock: Seconds, monotonic.
         """
         super().__init__(
-            preferred_temporality={
-                Counter: AggregationTemporality.DELTA,
-                Histogram: AggregationTemporality.DELTA,
-            },
-            preferred_aggregation=_aggregations(histogram, counter),
+            preferred_temporality={Histogram: AggregationTemporality.DELTA},
+            preferred_aggregation=_aggregations(histogram),
         )
-        self._histogram = histogram
-        self._counter = counter
         self._counts = counts
         self._clock = clock
         self._started = clock()
@@ -211,6 +203,13 @@ class WindowReader(MetricReader):
         if self._index(self._clock()) != self._slices[-1].index:
             with self._lock:
                 self._rotate()
+
+    def count(self) -> None:
+        """Count one for the rate and the total."""
+        with self._lock:
+            self._rotate()
+            self._slices[-1].count += 1
+            self._total += 1
 
     def read(self) -> Window:
         """Return the window as it is now: one collection and one merge."""
@@ -261,11 +260,8 @@ class WindowReader(MetricReader):
     ) -> None:
         with self._lock:
             current = self._slices[-1]
-            for name, point in _points(metrics_data):
-                if name == self._counter:
-                    current.count += int(point.value)
-                    self._total += int(point.value)
-                elif isinstance(point, ExponentialHistogramDataPoint) and self._keeps(point):
+            for point in _points(metrics_data):
+                if isinstance(point, ExponentialHistogramDataPoint) and self._keeps(point):
                     current.sketch.add_point(point)
 
     def _keeps(self, point: ExponentialHistogramDataPoint) -> bool:
@@ -275,11 +271,11 @@ class WindowReader(MetricReader):
         return int(now // SLICE_SECONDS)
 
 
-def _aggregations(histogram: str, counter: str) -> dict[type, Aggregation]:
+def _aggregations(histogram: str) -> dict[type, Aggregation]:
     dropped = DropAggregation()
     fine = ExponentialBucketHistogramAggregation(max_size=_BUCKETS, max_scale=_SCALE)
     return {
-        Counter: _Chosen(counter, SumAggregation()),
+        Counter: dropped,
         Histogram: _Chosen(histogram, fine),
         UpDownCounter: dropped,
         ObservableCounter: dropped,
@@ -288,9 +284,8 @@ def _aggregations(histogram: str, counter: str) -> dict[type, Aggregation]:
     }
 
 
-def _points(data: MetricsData) -> Iterator[tuple[str, Any]]:
+def _points(data: MetricsData) -> Iterator[Any]:
     for resource in data.resource_metrics:
         for scope in resource.scope_metrics:
             for metric in scope.metrics:
-                for point in metric.data.data_points:
-                    yield metric.name, point
+                yield from metric.data.data_points

@@ -7,7 +7,7 @@ import re
 import string
 
 import pytest
-from opentelemetry.metrics import Counter, Histogram
+from opentelemetry.metrics import Histogram
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
@@ -15,6 +15,7 @@ from mlx_pharos.telemetry import attributes as a
 from mlx_pharos.telemetry.catalog import BY_NAME, CATALOG, Kind
 from mlx_pharos.telemetry.folded import FoldedSet
 from mlx_pharos.telemetry.instruments import Instruments, Reading
+from mlx_pharos.telemetry.totals import FoldedFamily, Total
 
 OBSERVED = {Kind.GAUGE, Kind.UP_DOWN, Kind.OBSERVABLE_COUNTER}
 
@@ -55,9 +56,9 @@ def test_every_instrument_can_be_used() -> None:
         sources={name: lambda: [Reading(1.0, {"a": "b"})] for name in observed},
     )
     for value in vars(instruments).values():
-        if isinstance(value, Histogram):
+        if isinstance(value, Histogram | FoldedFamily):
             value.record(1.0)
-        elif isinstance(value, Counter):
+        elif isinstance(value, Total):
             value.add(1)
     data = reader.get_metrics_data()
     assert data is not None

@@ -82,7 +82,7 @@ def test_everything_arrives() -> None:
         assert ["work"] == [span.name for span in target.spans()]
         assert 3 == metrics["pharos.tokens"].sum.data_points[0].as_int
         queue = metrics["pharos.request.queue.duration"]
-        assert 1 == queue.exponential_histogram.data_points[0].count
+        assert 1 == queue.histogram.data_points[0].count
         (point,) = metrics["pharos.inter_token.duration"].histogram.data_points
         assert (4, {"model": "tiny"}) == (point.count, attributes_of(point))
         resource = attributes_of(target.requests("traces")[0].resource_spans[0].resource)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from opentelemetry import trace
-from opentelemetry.metrics import Counter, Histogram
+from opentelemetry.metrics import Histogram
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.openmetrics.parser import (
@@ -26,6 +26,7 @@ from mlx_pharos.telemetry.exposition import OPENMETRICS, PLAIN, choose_format
 from mlx_pharos.telemetry.folded import FoldedHistogram
 from mlx_pharos.telemetry.instruments import Instruments, Reading
 from mlx_pharos.telemetry.telemetry import Telemetry, TelemetryOptions
+from mlx_pharos.telemetry.totals import FoldedFamily, Total
 from mlx_pharos.telemetry.vllm import ALIASES
 
 if TYPE_CHECKING:
@@ -63,10 +64,10 @@ def _use_all(instruments: Instruments) -> None:
         ):
             instruments.observe(name, lambda values=values: [Reading(1.5, values)])
     for made in vars(instruments).values():
-        if isinstance(made, Histogram):
-            made.record(0.3, _values(made.name))  # type: ignore[attr-defined]
-        elif isinstance(made, Counter):
-            made.add(2, _values(made.name))  # type: ignore[attr-defined]
+        if isinstance(made, Histogram | FoldedFamily):
+            made.record(0.3, _values(made.name))  # type: ignore[union-attr]
+        elif isinstance(made, Total):
+            made.add(2, _values(made.name))
         elif isinstance(made, FoldedHistogram):
             made.fold(0.3, 2)
 
