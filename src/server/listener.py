@@ -162,6 +162,8 @@ def _adjustments(options: ServerOptions, sockets: list[socket.socket]) -> Adjust
         outbuf_high_watermark=_LARGEST_ANSWER,
         channel_timeout=max(1, int(options.idle_seconds)),
         cleanup_interval=1,
+        # Nobody trusts these headers here, but the metrics look whether there are any.
+        clear_untrusted_proxy_headers=False,
         # A client that leaves is no event for the log.
         log_socket_errors=False,
         expose_tracebacks=False,
