@@ -35,7 +35,7 @@ class Kind(enum.Enum):
     GAUGE = "gauge"
     """A state, read at collection."""
     HISTOGRAM = "histogram"
-    """Values of finished requests, recorded once each, with exemplars."""
+    """Values of finished requests, recorded once each; exponential where they are pushed."""
     FOLDED = "folded histogram"
     """Values of the token path and of finished requests, counted as plain integers and read at
     collection."""
@@ -131,6 +131,7 @@ _HTTP = (
         "http.server.request.duration", "s", (*_SHORT, *_REQUEST),
         "Time from a request's arrival to its last byte, or to the client's leaving.",
         a.HTTP_METHOD, a.HTTP_ROUTE, a.HTTP_STATUS, a.ERROR_TYPE,
+        kind=Kind.FOLDED,
     ),
     Instrument(
         "http.server.active_requests", Kind.UP_DOWN, "{request}",

@@ -10,10 +10,12 @@ reader.
 from __future__ import annotations
 
 import threading
+import time
 from bisect import bisect_left
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
+from opentelemetry.sdk.metrics import Exemplar
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
     Histogram,
@@ -26,6 +28,8 @@ from opentelemetry.sdk.metrics.export import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from opentelemetry.trace import SpanContext
 
     from .catalog import Instrument
 
@@ -53,14 +57,32 @@ class FoldedHistogram:
         self._bounds = instrument.buckets
         self._counts = [0] * (len(self._bounds) + 1)
         self._total = 0.0
+        self._marks: dict[int, Exemplar] = {}
+        """The last exemplar of each bucket."""
         self._lock = threading.Lock()
 
-    def fold(self, value: float, times: int = 1) -> None:
-        """Count a value, in the unit of the instrument, ``times`` times."""
+    def fold(self, value: float, times: int = 1, mark: SpanContext | None = None) -> None:
+        """Count a value, in the unit of the instrument, ``times`` times.
+
+        Args:
+            value: In the unit of the instrument.
+            times: How often it occurred.
+            mark: The span that is an example of it, if it is kept.
+        """
         place = bisect_left(self._bounds, value)
+        exemplar = None
+        if mark is not None and mark.trace_flags.sampled:
+            exemplar = Exemplar({}, value, time.time_ns(), mark.span_id, mark.trace_id)
         with self._lock:
             self._counts[place] += times
             self._total += value * times
+            if exemplar is not None:
+                self._marks[place] = exemplar
+
+    def exemplars(self) -> list[Exemplar]:
+        """Return the last one of each bucket."""
+        with self._lock:
+            return list(self._marks.values())
 
     def fold_all(self, values: Iterable[float]) -> None:
         """Count several values, such as those of one step."""
@@ -151,6 +173,7 @@ class FoldedStream:
             count=sum(tally.counts),
             sum=tally.total,
             bucket_counts=tally.counts,
+            exemplars=histogram.exemplars(),
             explicit_bounds=histogram.instrument.buckets,
             min=unknown,
             max=unknown,

@@ -2,8 +2,8 @@
 
 Three kinds, by who does what when:
 
-* recorded: an attribute here; :meth:`add` or :meth:`record` once per finished request. What has
-  exemplars is the SDK's, the rest is in plain numbers (:mod:`.totals`);
+* recorded: an attribute here; :meth:`add` or :meth:`record` once per finished request. Two
+  latencies are the SDK's, the rest is in plain numbers (:mod:`.totals`);
 * folded: an attribute here; :meth:`FoldedHistogram.fold` once per engine step;
 * observed: no attribute; :meth:`Instruments.observe` says where the number is, and
   each collection reads it there.
@@ -71,11 +71,11 @@ class Instruments:
         self._lock = threading.Lock()
         self._observed: set[str] = set()
 
-        self.http_request_duration = self._histogram("http.server.request.duration")
         self.gen_ai_request_duration = self._histogram("gen_ai.server.request.duration")
         self.gen_ai_time_to_first_token = self._histogram("gen_ai.server.time_to_first_token")
 
         self._folded = folded or FoldedSet()
+        self.http_request_duration = self._family("http.server.request.duration")
         self.gen_ai_time_per_output_token = self._family("gen_ai.server.time_per_output_token")
         self.queue_duration = self._family("pharos.request.queue.duration")
         self.prefill_duration = self._family("pharos.request.prefill.duration")

@@ -60,6 +60,9 @@ class RequestLine:
     """From the request's arrival to its first token."""
 
 
+_FIELDS = tuple(field.name for field in dataclasses.fields(RequestLine))
+
+
 def log_request(line: RequestLine) -> None:
     """Log a finished request: server errors as errors, all else as information.
 
@@ -70,9 +73,9 @@ def log_request(line: RequestLine) -> None:
     if not _requests.isEnabledFor(level):
         return
     fields = {
-        field.name: round(value, 4) if isinstance(value, float) else value
-        for field in dataclasses.fields(line)
-        if (value := getattr(line, field.name))
+        name: round(value, 4) if type(value) is float else value
+        for name in _FIELDS
+        if (value := getattr(line, name))
     }
     _requests.log(level, "request", extra=fields)
 

@@ -100,7 +100,7 @@ class Recorder:
         self._collector.take_latency(record.seconds, failed, context)
         if generation.succeeded:
             self._success(record, generation.engine, gen_ai, context)
-        self._engine(generation.engine, model, context)
+        self._engine(generation.engine, model)
 
     def _gen_ai(self, generation: GenerationRecord) -> _Attributes:
         attributes = {
@@ -123,25 +123,25 @@ class Recorder:
             )
         if engine.decode_intervals:
             mean = engine.decode_seconds / engine.decode_intervals
-            instruments.gen_ai_time_per_output_token.record(mean, gen_ai, context)
+            instruments.gen_ai_time_per_output_token.record(mean, gen_ai)
 
-    def _engine(self, engine: EngineReport, model: Mapping[str, str], context: Context) -> None:
+    def _engine(self, engine: EngineReport, model: Mapping[str, str]) -> None:
         """Record phases that were begun and ended, and tokens that were worked on."""
         instruments = self._instruments
         if engine.prefill_at:
             waited = engine.prefill_at - engine.accepted_at
-            instruments.queue_duration.record(max(0.0, waited), model, context)
+            instruments.queue_duration.record(max(0.0, waited), model)
         if engine.prefill_at and engine.first_token_at:
             prefill = engine.first_token_at - engine.prefill_at
-            instruments.prefill_duration.record(max(0.0, prefill), model, context)
+            instruments.prefill_duration.record(max(0.0, prefill), model)
         if engine.first_token_at and engine.finished_at:
             decode = engine.finished_at - engine.first_token_at
-            instruments.decode_duration.record(max(0.0, decode), model, context)
+            instruments.decode_duration.record(max(0.0, decode), model)
         kind, size = a.TOKEN_TYPE.name, instruments.request_tokens
         if engine.prompt_tokens:
-            size.record(engine.prompt_tokens, {**model, kind: "input"}, context)
+            size.record(engine.prompt_tokens, {**model, kind: "input"})
         if engine.completion_tokens:
-            size.record(engine.completion_tokens, {**model, kind: "output"}, context)
+            size.record(engine.completion_tokens, {**model, kind: "output"})
         counts = {
             "input_computed": engine.prompt_tokens - engine.cached_tokens,
             "input_cached": engine.cached_tokens,
@@ -149,7 +149,7 @@ class Recorder:
         }
         for name, count in counts.items():
             if count:
-                instruments.tokens.add(count, {**model, kind: name}, context)
+                instruments.tokens.add(count, {**model, kind: name})
 
     def _read_active(self) -> list[Reading]:
         with self._lock:

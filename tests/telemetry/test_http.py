@@ -10,15 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.metrics.export import (
+    AggregationTemporality,
+    InMemoryMetricReader,
+    MetricsData,
+    ResourceMetrics,
+    ScopeMetrics,
+)
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanKind, StatusCode
 
 from mlx_pharos.resilience.errors import EngineDiedError, QueueFullError
 from mlx_pharos.telemetry.collector import MetricsCollector, make_window
 from mlx_pharos.telemetry.correlation import CURRENT
+from mlx_pharos.telemetry.folded import FoldedSet, FoldedStream
 from mlx_pharos.telemetry.http import TelemetryMiddleware, exchange_of
 from mlx_pharos.telemetry.instruments import Instruments
 from mlx_pharos.telemetry.log import configure_log
@@ -49,7 +58,8 @@ class _Bench:
         meters = MeterProvider(metric_readers=[self.reader, window], shutdown_on_exit=False)
         tracers = TracerProvider(shutdown_on_exit=False)
         tracers.add_span_processor(SimpleSpanProcessor(self.exporter))
-        instruments = Instruments(meters.get_meter("test"))
+        self.folded = FoldedSet()
+        instruments = Instruments(meters.get_meter("test"), folded=self.folded)
         self.collector = MetricsCollector(instruments, window)
         self.recorder = Recorder(instruments, self.collector, models={"tiny"})
         self.spans = SpanWriter(tracers.get_tracer("test"), epoch_offset_ns=0)
@@ -87,8 +97,15 @@ class _Bench:
         answer.close()
 
     def points(self, name: str) -> list[Any]:
-        data = self.reader.get_metrics_data()
-        assert data is not None
+        found = self.reader.get_metrics_data() or MetricsData(
+            [
+                ResourceMetrics(
+                    Resource.get_empty(), [ScopeMetrics(InstrumentationScope("x"), [], "")], ""
+                )
+            ]
+        )
+        stream = FoldedStream(self.folded, AggregationTemporality.CUMULATIVE)
+        data = stream.append_to(found, started_ns=0, now_ns=1)
         return [
             point
             for resource in data.resource_metrics
