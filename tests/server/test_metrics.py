@@ -150,8 +150,11 @@ def test_a_longer_stream_makes_no_more_calls_into_opentelemetry(server: RunningS
             assert answer.data.endswith(b"[DONE]\n\n")
 
     stream(4)
-    short = _calls_into_opentelemetry(lambda: stream(4))
-    long = _calls_into_opentelemetry(lambda: stream(400))
+    # The least of three: now and then a request closes a slice of the window, or is scraped.
+    short, long = (
+        min(_calls_into_opentelemetry(lambda: stream(tokens)) for _ in range(3))  # noqa: B023
+        for tokens in (4, 400)
+    )
     assert 0 < long <= short + 20
 
 
