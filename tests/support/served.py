@@ -7,6 +7,8 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -48,8 +50,11 @@ def serve_model(
             ready = next(line for line in iter(server.stderr.readline, "") if "is ready" in line)
             found = re.search(r"http://([\d.:]+)", ready)
             assert found is not None
+            # The log has to go on: a full pipe would stop the server at its next line.
+            reader = threading.Thread(target=deque, args=(server.stderr, 0), daemon=True)
+            reader.start()
             yield Served(found[1], server.pid)
         finally:
             server.send_signal(signal.SIGTERM)
-            server.communicate(timeout=15)
+            server.wait(timeout=15)
     assert server.returncode == 0
