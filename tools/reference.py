@@ -67,8 +67,8 @@ and `_count`.
 
 No attribute ever holds text from a request: what a client can make up is `{OTHER}`.
 
-Over OTLP histograms are exponential, except those that are marked *folded*: they are counted once
-per engine step, in the buckets given here.
+Over OTLP histograms are exponential. Those that are marked *folded* are counted as plain integers
+rather than by OpenTelemetry's SDK, because they are many.
 """
 
 _VLLM = """## Names of vLLM

@@ -120,7 +120,7 @@ class MetricSender(PeriodicExportingMetricReader):
     ) -> None:
         """Begin; the first collection comes after one interval."""
         temporality = AggregationTemporality.DELTA if delta else AggregationTemporality.CUMULATIVE
-        self._folded = FoldedStream(folded, temporality)
+        self._folded = FoldedStream(folded, temporality, exponential=folded.exponential)
         self._losses = losses
         self._target = exporter
         self._started_ns = time.time_ns()

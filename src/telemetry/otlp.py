@@ -30,6 +30,7 @@ __all__ = [
     "otlp_problems",
     "otlp_target",
     "prefers_delta",
+    "prefers_exponential",
     "span_exporter",
 ]
 
@@ -69,6 +70,12 @@ def prefers_delta() -> bool:
     """Whether histograms are to be sent with delta temporality."""
     name = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
     return os.environ.get(name, "").strip().lower() in {"delta", "lowmemory"}
+
+
+def prefers_exponential() -> bool:
+    """Whether histograms are to be sent with exponential buckets: unless a variable wants others."""
+    name = "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION"
+    return os.environ.get(name, "").strip().lower() != "explicit_bucket_histogram"
 
 
 def otlp_target(signal: Signal, endpoint: str) -> Target | None:
@@ -123,15 +130,16 @@ def span_exporter(target: Target) -> SpanExporter:
 
 
 def metric_exporter(target: Target) -> MetricExporter:
-    """Return an exporter of metrics, with exponential histograms unless a variable wants others."""
+    """Return an exporter of metrics."""
     # Imported here: the settings are checked with this module before anything else is loaded.
     from opentelemetry.sdk.metrics import Histogram  # noqa: PLC0415
     from opentelemetry.sdk.metrics.view import (  # noqa: PLC0415
         ExponentialBucketHistogramAggregation,
     )
 
-    chosen = os.environ.get("OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION")
-    aggregation = None if chosen else {Histogram: ExponentialBucketHistogramAggregation()}
+    aggregation = (
+        {Histogram: ExponentialBucketHistogramAggregation()} if prefers_exponential() else None
+    )
     exporter: MetricExporter = _exporter(target, preferred_aggregation=aggregation)
     return exporter
 

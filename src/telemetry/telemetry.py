@@ -38,6 +38,7 @@ from .otlp import (
     metric_exporter,
     otlp_target,
     prefers_delta,
+    prefers_exponential,
     span_exporter,
 )
 from .otlp_log import OtlpLogHandler
@@ -208,6 +209,7 @@ class Telemetry:
         target = otlp_target("metrics", options.otlp_endpoint)
         if target is None:
             return []
+        self.folded.exponential = prefers_exponential()
         sender = MetricSender(
             metric_exporter(target),
             self.folded,

@@ -82,8 +82,8 @@ def test_everything_arrives() -> None:
         assert ["work"] == [span.name for span in target.spans()]
         assert 3 == metrics["pharos.tokens"].sum.data_points[0].as_int
         queue = metrics["pharos.request.queue.duration"]
-        assert 1 == queue.histogram.data_points[0].count
-        (point,) = metrics["pharos.inter_token.duration"].histogram.data_points
+        assert 1 == queue.exponential_histogram.data_points[0].count
+        (point,) = metrics["pharos.inter_token.duration"].exponential_histogram.data_points
         assert (4, {"model": "tiny"}) == (point.count, attributes_of(point))
         resource = attributes_of(target.requests("traces")[0].resource_spans[0].resource)
         assert ("pharos", __version__) == (resource["service.name"], resource["service.version"])
@@ -173,9 +173,24 @@ def test_delta_temporality_reaches_folded_histograms(monkeypatch: pytest.MonkeyP
         for times in (3, 2):
             telemetry.instruments.inter_token.fold(0.5, times)
             telemetry.force_flush()
-            (point,) = target.metrics()["pharos.inter_token.duration"].histogram.data_points
-            counts.append(point.count)
-        assert [3, 2] == counts
+            metric = target.metrics()["pharos.inter_token.duration"]
+            (point,) = metric.exponential_histogram.data_points
+            counts.append((point.count, sum(point.positive.bucket_counts)))
+        assert [(3, 3), (2, 2)] == counts
+
+
+def test_explicit_buckets_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The standard variable chooses the buckets of all histograms, folded ones included."""
+    monkeypatch.setenv(
+        "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION", "explicit_bucket_histogram"
+    )
+    with collector() as target:
+        with _telemetry(target.endpoint) as telemetry:
+            telemetry.instruments.inter_token.fold(0.5)
+            telemetry.instruments.gen_ai_request_duration.record(0.5)
+        for name in ("pharos.inter_token.duration", "gen_ai.server.request.duration"):
+            (point,) = target.metrics()[name].histogram.data_points
+            assert 1 == point.count
 
 
 @pytest.mark.parametrize("fault", FAULTS)
