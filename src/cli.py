@@ -46,7 +46,7 @@ Pharos: a model server for MLX that can be left running
 _SOURCES = (
     "In brackets: the default. Every setting is also a variable, PHAROS_PORT for --port, and a "
     "key of pharos.toml, port; flags win over variables, variables over the file. "
-    "PHAROS_API_KEY has no flag: other users could see it."
+    "PHAROS_API_KEY and PHAROS_METRICS_API_KEY have no flag: other users could see them."
 )
 
 
@@ -156,6 +156,11 @@ def _server_options(settings: Settings) -> ServerOptions:
         host=settings.host,
         port=settings.port,
         api_key=settings.api_key.get_secret_value() if settings.api_key else "",
+        otlp_endpoint=settings.otlp_endpoint,
+        vllm_names=settings.vllm_names,
+        metrics_api_key=(
+            settings.metrics_api_key.get_secret_value() if settings.metrics_api_key else ""
+        ),
         max_body_bytes=settings.max_body_bytes,
         keep_alive_seconds=settings.keep_alive,
         max_batch=settings.max_batch,

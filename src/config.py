@@ -22,6 +22,7 @@ from .engine.models.source import classify
 from .resilience.errors import ModelError
 from .settings import STARTER, Settings, default_cache_dir
 from .sources import ConfigurationError, Problem, load_settings, unknown_variable, variable_of
+from .telemetry.otlp import otlp_problems
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +43,17 @@ __all__ = [
     "load_settings",
 ]
 
-DEPENDENCIES = ("flask", "mlx", "mlx-lm", "msgspec", "psutil", "structlog", "waitress")
+DEPENDENCIES = (
+    "flask",
+    "mlx",
+    "mlx-lm",
+    "msgspec",
+    "opentelemetry-exporter-otlp-proto-http",
+    "opentelemetry-sdk",
+    "psutil",
+    "structlog",
+    "waitress",
+)
 """Distributions that serving needs beside those that this module has imported."""
 
 MLX_BACKENDS = ("mlx-cpu", "mlx-cuda-12", "mlx-cuda-13")
@@ -170,6 +181,16 @@ class ConfigValidator:
             )
         return f"{found[0]} {_version(found[0])}"
 
+    def validate_telemetry(self) -> None:
+        """Check the variables of OpenTelemetry that decide where telemetry goes.
+
+        Raises:
+            ConfigurationError: What they ask for cannot be done; every reason is in it.
+        """
+        problems = otlp_problems(self._settings.otlp_endpoint)
+        if problems:
+            raise ConfigurationError(Problem(subject=name, text=text) for name, text in problems)
+
     def validate_all_config(self) -> tuple[Problem, ...]:
         """Return everything that would keep a server with these settings from serving."""
         settings = self._settings
@@ -177,6 +198,7 @@ class ConfigValidator:
             partial(self.validate_port, settings.port, host=settings.host),
             partial(self.validate_model_path, settings.model),
             self.validate_mlx_backend,
+            self.validate_telemetry,
         ]
         checks += [partial(self.validate_dependency, name) for name in DEPENDENCIES]
         problems: list[Problem] = []

@@ -1,8 +1,7 @@
 """The settings: one frozen object, with a reason beside each default.
 
-The same fields make ``pharos serve --help``, the environment variables, the keys
-of ``pharos.toml`` and ``docs/reference/settings.md``. Where the values come from
-is the business of ``sources``; this module only says what is a valid value.
+The same fields make ``pharos serve --help``, the environment variables, the keys of ``pharos.toml``
+and ``docs/reference/settings.md``. Where values come from is the business of ``sources``.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -28,7 +28,7 @@ STARTER = "starter"
 AUTO_SIZE = -1
 """The size in bytes that means: let the engine choose."""
 
-GROUPS = ("Model", "Network", "Engine", "Answers", "Logs")
+GROUPS = ("Model", "Network", "Engine", "Answers", "Telemetry", "Logs")
 """The order of the settings' groups in the help and in the reference."""
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b?)\s*", re.IGNORECASE)
@@ -278,6 +278,29 @@ class Settings(BaseSettings):
         ge=0,
         le=2**24,
     )
+    otlp_endpoint: str = _setting(
+        "",
+        "The collector that traces and metrics are sent to, as the base URL of OTLP over HTTP, "
+        "for example http://localhost:4318. Empty: OTEL_EXPORTER_OTLP_ENDPOINT; without either "
+        "nothing is sent.",
+        group="Telemetry",
+        reason="What a server measures stays with it until you decide otherwise.",
+        metavar="URL",
+    )
+    metrics_api_key: SecretStr | None = _setting(
+        None,
+        "The key that readers of /metrics and /v1/metrics must send as a bearer token; also read "
+        "from METRICS_API_KEY. Unset: clients on this machine alone may read them.",
+        group="Telemetry",
+        reason="Figures say who works when and on what; a collector beside the server needs no key.",
+        flag=False,
+    )
+    vllm_names: bool = _setting(
+        False,
+        "Add the figures to /metrics a second time, under the names that vLLM's boards use.",
+        group="Telemetry",
+        reason="Only boards and gateways made for vLLM need them.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = _setting(
         "info",
         "The least important messages to log.",
@@ -324,7 +347,15 @@ class Settings(BaseSettings):
             raise ValueError("should name each name once")
         return value
 
-    @field_validator("api_key")
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _check_endpoint(cls, value: str) -> str:
+        parts = urlsplit(value)  # raises ValueError in words of its own
+        if value and (parts.scheme not in {"http", "https"} or not parts.hostname):
+            raise ValueError("should be a URL such as http://localhost:4318")
+        return value
+
+    @field_validator("api_key", "metrics_api_key")
     @classmethod
     def _check_key(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:

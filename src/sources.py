@@ -42,9 +42,18 @@ __all__ = [
 PREFIX = "PHAROS_"
 _COMPARED = frozenset({"threads", "connection_limit", "max_batch", "max_queue"})
 """The settings that are compared with each other."""
+FOREIGN_VARIABLES = {"METRICS_API_KEY": "metrics_api_key"}
+"""Variables of an older server, which its users have set already; ours win over them."""
 CONFIG_FILE = "pharos.toml"
 _COMMAND_LINE = "command line"
 CONFIG_VARIABLE = "PHAROS_CONFIG"
+
+SECRETS = tuple(
+    name
+    for name, info in Settings.model_fields.items()
+    if isinstance(info.json_schema_extra, dict) and not info.json_schema_extra["flag"]
+)
+"""Settings without a flag: other users of a machine see the flags of a process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,14 +189,15 @@ def _read_flags(arguments: Sequence[str]) -> tuple[dict[str, Any], list[Problem]
         found, unknown = parser.parse_known_args(arguments)
     except _FlagError as error:
         return {}, [Problem(subject=_COMMAND_LINE, text=str(error))]
-    known = [flag_of(name) for name in Settings.model_fields if name != "api_key"] + ["--config"]
+    known = [flag_of(name) for name in Settings.model_fields if name not in SECRETS] + ["--config"]
+    secrets = {flag_of(name): variable_of(name) for name in SECRETS}
     problems = []
     for each in unknown:
-        if each.partition("=")[0] == "--api-key":
-            text = f"has no flag, because other users could see it: set {variable_of('api_key')}"
-            problems.append(Problem(subject="--api-key", text=text))
+        flag = each.partition("=")[0]
+        if flag in secrets:
+            text = f"has no flag, because other users could see it: set {secrets[flag]}"
+            problems.append(Problem(subject=flag, text=text))
         elif each.startswith("-"):
-            flag = each.partition("=")[0]
             problems.append(Problem(subject=flag, text=_unknown("flag", flag, known)))
         elif not problems:
             text = "is not a flag; a value stands after its flag"
@@ -204,7 +214,12 @@ def _read_environment(environment: Mapping[str, str]) -> tuple[dict[str, Any], l
         for each in sorted(environment)
         if each.startswith(PREFIX) and each not in known
     ]
-    return EnvSettingsSource(Settings)(), problems
+    foreign = {
+        field: environment[name]
+        for name, field in FOREIGN_VARIABLES.items()
+        if environment.get(name)
+    }
+    return foreign | EnvSettingsSource(Settings)(), problems
 
 
 def unknown_variable(name: str) -> str:
@@ -249,7 +264,7 @@ def _problem_of(error: ErrorDetails, given: Mapping[str, str]) -> Problem:
     """Say in one line what pydantic found, and where the value came from."""
     text = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
     name, value = str(error["loc"][0]), error["input"]
-    if name != "api_key" and isinstance(value, str | int | float):
+    if name not in SECRETS and isinstance(value, str | int | float):
         text += f"; it is {value!r}" if len(repr(value)) <= 60 else ""  # noqa: PLR2004 - a line's worth
     return Problem(subject=given.get(name, name), text=text)
 
@@ -274,6 +289,11 @@ def load_settings(arguments: Sequence[str] = (), *, directory: Path | None = Non
     problems += found
     given = {name: f"{name} in {path}" for name in file}
     given |= {name: variable_of(name) for name in environment}
+    given |= {
+        field: name
+        for name, field in FOREIGN_VARIABLES.items()
+        if os.environ.get(name) and not os.environ.get(variable_of(field))
+    }
     given |= {name: flag_of(name) for name in flags}
     try:
         return _validated({**file, **environment, **flags}, given, problems)

@@ -1,4 +1,4 @@
-"""Generate the reference pages that come from the code: settings and errors.
+"""Generate the reference pages that come from the code: settings, errors and metrics.
 
 ``make docs`` writes them; a test fails where a page and the code differ.
 """
@@ -11,9 +11,15 @@ from typing import TYPE_CHECKING
 from mlx_pharos.resilience import errors
 from mlx_pharos.settings import GROUPS, Settings
 from mlx_pharos.sources import allowed_values, flag_of, shown_default, variable_of
+from mlx_pharos.telemetry.attributes import ERROR_TYPE, OTHER
+from mlx_pharos.telemetry.catalog import CATALOG, Kind
+from mlx_pharos.telemetry.vllm import ALIASES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from mlx_pharos.telemetry.attributes import Attribute
+    from mlx_pharos.telemetry.catalog import Instrument
 
 __all__ = ["PAGES"]
 
@@ -50,6 +56,24 @@ that is at fault where there is one:
 
 Where a retry can help, the response carries `Retry-After`. In a stream that has begun, the same
 object comes as an event, because the status line has been sent.
+"""
+
+_METRICS = f"""{_NOTE}
+# Metrics
+
+Every instrument, under its name for OpenTelemetry (OTLP) and, beneath, its name at `GET /metrics`
+for Prometheus. Labels there are the attributes with `_` for `.`. A histogram has `_bucket`, `_sum`
+and `_count`.
+
+No attribute ever holds text from a request: what a client can make up is `{OTHER}`.
+
+Over OTLP histograms are exponential. Those that are marked *folded* are counted as plain integers
+rather than by OpenTelemetry's SDK, because they are many.
+"""
+
+_VLLM = """## Names of vLLM
+
+With [`vllm_names`](settings.md#vllm_names) `/metrics` has these too, with the label `model_name`:
 """
 
 
@@ -101,9 +125,42 @@ def errors_page() -> str:
     return "\n".join([_ERRORS, *rows, ""])
 
 
+def _values(attribute: Attribute) -> str:
+    if attribute is ERROR_TYPE:
+        return f"`{attribute.name}`: a code of the [errors](errors.md), `client_gone` or `{OTHER}`"
+    listed = ", ".join(f"`{value}`" for value in attribute.values)
+    return f"`{attribute.name}`: {listed or attribute.source}"
+
+
+def _instrument(each: Instrument) -> Iterator[str]:
+    yield f"### {each.name}\n"
+    yield f"{each.description}\n"
+    kind = each.kind.value.removeprefix("observable ")
+    kind = "histogram, folded" if each.kind is Kind.FOLDED else kind
+    yield f"- Prometheus: `{each.prometheus_name}`"
+    yield f"- Kind: {kind}" + (f", in `{each.unit}`" if each.unit else "")
+    yield from (f"- {_values(attribute)}" for attribute in each.attributes)
+    if each.buckets:
+        yield f"- Buckets: {', '.join(f'{bound:g}' for bound in each.buckets)}"
+    yield ""
+
+
+def metrics_page() -> str:
+    """Return docs/reference/metrics.md."""
+    parts = [_METRICS]
+    for group, instruments in CATALOG.items():
+        parts.append(f"## {group}\n")
+        for each in instruments:
+            parts += _instrument(each)
+    rows = ["| vLLM | from |", "| --- | --- |"]
+    rows += [f"| `{each.name}` | `{each.instrument}` |" for each in ALIASES]
+    return "\n".join([*parts, _VLLM, *rows, ""])
+
+
 PAGES = {
     "docs/reference/settings.md": settings_page,
     "docs/reference/errors.md": errors_page,
+    "docs/reference/metrics.md": metrics_page,
 }
 """The pages and what makes them."""
 

@@ -31,7 +31,7 @@ from .protocol import Accepted, Failed, Finish, Loaded, LoadFailed, Rejected, St
 from .supervisor import EngineProcess
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from .engine_state import SubmitOptions
     from .protocol import EngineOptions, FromEngine, Prompt, Sampling, ToEngine
@@ -109,6 +109,10 @@ class EngineClient:
         """Set when no engine will come any more."""
         self._ids = itertools.count(1)
         self._last_step: Step | None = None
+        self.on_step: Callable[[Step], None] = _ignore
+        """Told of each step in the reader thread before anybody else; must be quick and not raise."""
+        self.on_loaded: Callable[[], None] = _nothing
+        """Told in the reader thread that the engine is ready, from now on or already."""
         self.loaded: Loaded | None = None
         self.down_reason = ""
         self.restarts = 0
@@ -147,19 +151,8 @@ class EngineClient:
 
     def snapshot(self) -> EngineSnapshot:
         """Return the figures of the engine's last step."""
-        step, loaded = self._last_step, self.loaded
-        limit = loaded.prompt_cache_limit_bytes if loaded else 0
-        if step is None:
-            return EngineSnapshot(prompt_cache_limit_bytes=limit)
-        return EngineSnapshot(
-            running=step.running,
-            waiting=step.waiting,
-            prompt_cache_entries=step.prompt_cache_entries,
-            prompt_cache_bytes=step.prompt_cache_bytes,
-            prompt_cache_hits=step.prompt_cache_hits,
-            prompt_cache_misses=step.prompt_cache_misses,
-            prompt_cache_limit_bytes=limit,
-        )
+        limit = self.loaded.prompt_cache_limit_bytes if self.loaded else 0
+        return EngineSnapshot.of(self._last_step, limit)
 
     def submit(
         self, prompt: Prompt, sampling: Sampling, **options: Unpack[SubmitOptions]
@@ -315,6 +308,7 @@ class EngineClient:
         match message:
             case Step():
                 self._last_step = message
+                self.on_step(message)
                 for event in message.events:
                     self._deliver(event)
             case Accepted() | Rejected() | Failed():
@@ -322,6 +316,7 @@ class EngineClient:
             case Loaded():
                 self.loaded = message
                 self.down_reason = ""
+                self.on_loaded()
                 self._settle(EngineState.READY)
             case LoadFailed():
                 self.down_reason = message.reason
@@ -383,3 +378,11 @@ class EngineClient:
         if self._state is EngineState.STOPPED:
             return EngineDiedError("The server is shutting down and ended this request.")
         return EngineDiedError("The engine died while this request ran. Try again.")
+
+
+def _ignore(_: Step) -> None:
+    pass
+
+
+def _nothing() -> None:
+    pass

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
-from typing import TypedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self, TypedDict
+
+from .protocol import StepFigures
+
+if TYPE_CHECKING:
+    from .protocol import Step
 
 __all__ = ["EngineSnapshot", "EngineState", "SubmitOptions"]
 
@@ -31,6 +36,26 @@ class EngineSnapshot:
     prompt_cache_hits: int = 0
     prompt_cache_misses: int = 0
     prompt_cache_limit_bytes: int = 0
+    at: float = 0.0
+    """When the step was, monotonic seconds; 0 before the first."""
+    figures: StepFigures = field(default_factory=StepFigures)
+
+    @classmethod
+    def of(cls, step: Step | None, prompt_cache_limit_bytes: int) -> Self:
+        """Return the figures of a step; of none, zeros."""
+        if step is None:
+            return cls(prompt_cache_limit_bytes=prompt_cache_limit_bytes)
+        return cls(
+            running=step.running,
+            waiting=step.waiting,
+            prompt_cache_entries=step.prompt_cache_entries,
+            prompt_cache_bytes=step.prompt_cache_bytes,
+            prompt_cache_hits=step.prompt_cache_hits,
+            prompt_cache_misses=step.prompt_cache_misses,
+            prompt_cache_limit_bytes=prompt_cache_limit_bytes,
+            at=step.at,
+            figures=step.figures,
+        )
 
 
 class SubmitOptions(TypedDict, total=False):

@@ -114,6 +114,11 @@ class Generation:
                 item = self._waiting.get_nowait()
         return events
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more can come: every sequence has finished, or an error was raised."""
+        return self._unfinished <= 0
+
     def close(self) -> None:
         """Cancel what still runs of the request. Safe to call again, from any thread."""
         if not self._closed:

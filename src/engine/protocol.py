@@ -38,6 +38,7 @@ __all__ = [
     "Sampling",
     "Step",
     "StepEvent",
+    "StepFigures",
     "Submit",
     "TextPrompt",
     "ToEngine",
@@ -303,6 +304,26 @@ StepEvent = PrefillProgress | Delta | Finish | Failed
 RequestEvent = Accepted | Rejected | StepEvent
 
 
+class StepFigures(_Value):
+    """What the engine measured with a step. Zeros where there is nothing to measure."""
+
+    seconds: float = 0.0
+    """How long the runner took."""
+    batch_size: int = 0
+    """Sequences that were in it."""
+    mlx_active_bytes: int = 0
+    mlx_cache_bytes: int = 0
+    mlx_peak_bytes: int = 0
+    kv_used_bytes: int = 0
+    """KV state of running sequences that holds tokens."""
+    kv_reserved_bytes: int = 0
+    """KV state that is allocated for running sequences."""
+    prompt_cache_bypasses: int = 0
+    """Prompts that were not looked up because the cache is off, since start."""
+    prompt_cache_evictions: int = 0
+    """Entries that made room for others, since start."""
+
+
 class Step(_Message):
     """Everything that one engine step brought, for all requests: one message a step."""
 
@@ -318,6 +339,7 @@ class Step(_Message):
     prompt_cache_hits: int
     """Lookups that found a prefix, since start."""
     prompt_cache_misses: int
+    figures: StepFigures = StepFigures()
 
 
 FromEngine = Loaded | LoadFailed | Accepted | Rejected | Failed | Step

@@ -9,6 +9,7 @@ status, its OpenAI error ``type`` and ``code``, and whether a retry can help::
     │   │   ├── UnsupportedFieldError   400 invalid_request_error / unsupported_parameter
     │   │   └── ContextLengthError      400 invalid_request_error / context_length_exceeded
     │   ├── AuthenticationError         401 authentication_error / invalid_api_key
+    │   ├── MetricsForbiddenError       403 permission_error / metrics_forbidden
     │   ├── ModelNotFoundError          404 not_found_error / model_not_found
     │   ├── RouteNotFoundError          404 not_found_error / route_not_found
     │   ├── MethodNotAllowedError       405 invalid_request_error / method_not_allowed
@@ -45,6 +46,7 @@ __all__ = [
     "InvalidRequestError",
     "MediaTypeError",
     "MethodNotAllowedError",
+    "MetricsForbiddenError",
     "ModelError",
     "ModelNotFoundError",
     "PharosError",
@@ -122,6 +124,14 @@ class AuthenticationError(RequestError):
     status = 401
     type = "authentication_error"
     code = "invalid_api_key"
+
+
+class MetricsForbiddenError(RequestError):
+    """The client may not read the server's metrics."""
+
+    status = 403
+    type = "permission_error"
+    code = "metrics_forbidden"
 
 
 class ModelNotFoundError(RequestError):

@@ -22,10 +22,17 @@ from ..resilience.errors import (
     PharosError,
     RouteNotFoundError,
 )
+from ..telemetry.collector import MetricsCollector, make_window
+from ..telemetry.http import TelemetryMiddleware, exchange_of
+from ..telemetry.recorder import Recorder
+from ..telemetry.spans import SpanWriter
+from ..telemetry.telemetry import Telemetry, TelemetryOptions
 from .auth import check_api_key
 from .generate import GenerateRoute
 from .json_body import shown
 from .json_text import error_json
+from .metrics import METRICS_PATHS, add_metrics_routes
+from .observation import StepFolder, observe_engine, resident_memory
 from .reports import add_report_routes
 from .request_id import choose_request_id
 from .run import ClientGoneError
@@ -35,7 +42,7 @@ if TYPE_CHECKING:
     from ..engine.client import EngineClient
     from .options import ServerOptions
 
-__all__ = ["create_app", "error_response"]
+__all__ = ["create_app", "error_response", "start_telemetry"]
 
 _log = logging.getLogger(__name__)
 
@@ -44,13 +51,17 @@ _CLIENT_CLOSED_REQUEST = 499
 
 
 def create_app(
-    options: ServerOptions, engine: EngineClient, shutdown: Shutdown | None = None
+    options: ServerOptions,
+    engine: EngineClient,
+    telemetry: Telemetry,
+    shutdown: Shutdown | None = None,
 ) -> Flask:
     """Return the WSGI application.
 
     Args:
         options: Fixed for the application's life.
         engine: Owned by the caller.
+        telemetry: Owned by the caller, who shuts it down. It serves one application.
         shutdown: Shared with the listener; its own where there is none.
     """
     app = Flask("mlx_pharos", static_folder=None)
@@ -63,14 +74,27 @@ def create_app(
 
     @app.before_request
     def check_key() -> None:
-        if request.path.startswith("/v1/"):
+        if request.path.startswith("/v1/") and request.path not in METRICS_PATHS:
             check_api_key(request.headers.get("Authorization", ""), options.api_key)
 
     generate = GenerateRoute(options, engine, shutdown)
     app.add_url_rule("/v1/chat/completions", "chat_completions", generate.chat, methods=["POST"])
     app.add_url_rule("/v1/completions", "completions", generate.completion, methods=["POST"])
     add_report_routes(app, options, engine, shutdown, started_at=int(time.time()))
+    _add_telemetry(app, options, engine, telemetry)
     return app
+
+
+def start_telemetry(options: ServerOptions) -> Telemetry:
+    """Return telemetry as the options and OpenTelemetry's variables want it; its receiver owns it."""
+    return Telemetry(
+        TelemetryOptions(
+            model=options.model_name,
+            otlp_endpoint=options.otlp_endpoint,
+            vllm_names=options.vllm_names,
+        ),
+        window=make_window(),
+    )
 
 
 def error_response(error: PharosError) -> Response:
@@ -83,9 +107,28 @@ def error_response(error: PharosError) -> Response:
     return response
 
 
+def _add_telemetry(
+    app: Flask, options: ServerOptions, engine: EngineClient, telemetry: Telemetry
+) -> None:
+    """Record every request and every step, and show what was recorded."""
+    instruments = telemetry.instruments
+    memory = resident_memory(engine)
+    collector = MetricsCollector(instruments, telemetry.window, memory)
+    observe_engine(instruments, options, engine, memory)
+    engine.on_step = StepFolder(instruments, collector)
+    engine.on_loaded = memory.mark
+    if engine.loaded is not None:
+        memory.mark()
+    add_metrics_routes(app, options, telemetry, collector)
+    recorder = Recorder(instruments, collector, models=options.served_model_names)
+    middleware = TelemetryMiddleware(app.wsgi_app, recorder, SpanWriter(telemetry.tracer))
+    app.wsgi_app = middleware  # type: ignore[method-assign] # Flask's own way to wrap it
+
+
 def _add_errors(app: Flask) -> None:
     @app.errorhandler(PharosError)
     def pharos_error(error: PharosError) -> Response:
+        exchange_of(request.environ).fail(error)
         return error_response(error)
 
     @app.errorhandler(ClientGoneError)
@@ -94,7 +137,9 @@ def _add_errors(app: Flask) -> None:
 
     @app.errorhandler(HTTPException)
     def http_error(error: HTTPException) -> Response:
-        response = error_response(_from_werkzeug(error))
+        told = _from_werkzeug(error)
+        exchange_of(request.environ).fail(told)
+        response = error_response(told)
         if isinstance(error, MethodNotAllowed) and error.valid_methods:
             response.headers["Allow"] = ", ".join(sorted(error.valid_methods))
         return response
@@ -103,7 +148,9 @@ def _add_errors(app: Flask) -> None:
     def unexpected(_: Exception) -> Response:
         _log.exception("request %s failed in the server", g.get("request_id"))
         message = "The server failed unexpectedly. Its log has the details under the request id."
-        return error_response(InternalError(message))
+        error = InternalError(message)
+        exchange_of(request.environ).fail(error)
+        return error_response(error)
 
 
 def _from_werkzeug(error: HTTPException) -> PharosError:
@@ -123,6 +170,9 @@ def _add_request_id(app: Flask) -> None:
     @app.before_request
     def choose() -> None:
         g.request_id = choose_request_id(request.headers.get("X-Request-Id", ""))
+        exchange = exchange_of(request.environ)
+        exchange.request_id = g.request_id
+        exchange.route = request.url_rule.rule if request.url_rule else ""
 
     @app.after_request
     def send(response: Response) -> Response:

@@ -6,7 +6,7 @@ run's gains as its own kind of answer.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from ..engine.protocol import ChatMessage, ChatPrompt, TextPrompt, TokenPrompt
 from ..resilience.errors import InvalidRequestError
@@ -43,6 +43,8 @@ class AnswerWriter(Protocol):
 class Family(Protocol):
     """The pair of translations."""
 
+    operation: ClassVar[Literal["chat", "text_completion"]]
+    """What telemetry calls it."""
     prompt_field: ClassVar[str]
     """The request field that the engine's complaints about the prompt are about."""
 
@@ -59,6 +61,7 @@ class Family(Protocol):
 class ChatFamily:
     """``/v1/chat/completions``."""
 
+    operation: ClassVar[Literal["chat", "text_completion"]] = "chat"
     prompt_field: ClassVar[str] = "messages"
 
     def read(self, body: dict[str, Any], defaults: RequestDefaults) -> GenerationCall:
@@ -93,6 +96,7 @@ class ChatFamily:
 class CompletionFamily:
     """``/v1/completions``."""
 
+    operation: ClassVar[Literal["chat", "text_completion"]] = "text_completion"
     prompt_field: ClassVar[str] = "prompt"
 
     def read(self, body: dict[str, Any], defaults: RequestDefaults) -> GenerationCall:

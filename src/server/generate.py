@@ -7,11 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from flask import Response, g, request
 
-from ..resilience.errors import ModelNotFoundError, RequestError
+from ..resilience.errors import (
+    InternalError,
+    ModelNotFoundError,
+    PharosError,
+    RequestError,
+)
+from ..telemetry.http import exchange_of
+from ..telemetry.record import GenerationDraft
 from .envelope import Envelope
 from .families import ChatFamily, CompletionFamily, check_capacity
 from .json_body import read_json_object, shown
-from .run import RequestPatience, start_run
+from .run import ClientGoneError, RequestPatience, Run, start_run
 from .sse import EventStream
 
 if TYPE_CHECKING:
@@ -19,7 +26,6 @@ if TYPE_CHECKING:
     from .call import GenerationCall
     from .families import Family
     from .options import RequestDefaults, ServerOptions
-    from .run import Run
     from .shutdown import Shutdown
 
 __all__ = ["GenerateRoute", "check_served"]
@@ -48,15 +54,32 @@ class GenerateRoute:
         return self._generate(CompletionFamily())
 
     def _generate(self, family: Family) -> Response:
+        """Answer, and note for the request's record how that went."""
+        draft = GenerationDraft(operation=family.operation, model=self._options.model_name)
+        exchange_of(request.environ).generation = draft
+        try:
+            return self._answer(family, draft)
+        except PharosError as error:
+            draft.fail(error)
+            raise
+        except ClientGoneError:
+            draft.left = True
+            raise
+        except Exception:
+            draft.fail(InternalError("The server failed unexpectedly."))
+            raise
+
+    def _answer(self, family: Family, draft: GenerationDraft) -> Response:
         options = self._options
         body = read_json_object(request.environ, max_bytes=options.max_body_bytes)
         call = family.read(body, self._defaults())
         check_served(call.model, options)
+        _note(draft, call)
         check_capacity(call, options.max_batch + options.max_queue, family.prompt_field)
-        run = self._start(call, family)
+        run = self._start(call, family, draft)
         envelope = Envelope(options.model_name)
         if call.stream:
-            return self._stream(family, call, run, envelope)
+            return self._stream(family, call, run, envelope, draft)
         return _whole(family, call, run, envelope)
 
     def _defaults(self) -> RequestDefaults:
@@ -64,19 +87,27 @@ class GenerateRoute:
         defaults = self._options.defaults
         return defaults if loaded is None else replace(defaults, sampling=loaded.sampling)
 
-    def _start(self, call: GenerationCall, family: Family) -> Run:
+    def _start(self, call: GenerationCall, family: Family, draft: GenerationDraft) -> Run:
         environ: dict[str, Any] = request.environ
         disconnected = environ.get("waitress.client_disconnected", bool)
         patience = RequestPatience(disconnected, self._shutdown.is_out_of_time)
+        run = Run(patience, self._options.poll_seconds)
+        draft.report = run.report
         try:
-            return start_run(self._engine, call, patience, self._options.poll_seconds)
+            start_run(run, self._engine, call)
         except RequestError as error:
             if error.param in {"messages", "prompt"}:
                 error.param = family.prompt_field
             raise
+        return run
 
     def _stream(
-        self, family: Family, call: GenerationCall, run: Run, envelope: Envelope
+        self,
+        family: Family,
+        call: GenerationCall,
+        run: Run,
+        envelope: Envelope,
+        draft: GenerationDraft,
     ) -> Response:
         stream = EventStream(
             run,
@@ -84,6 +115,7 @@ class GenerateRoute:
             include_usage=call.include_usage,
             keep_alive_seconds=self._options.keep_alive_seconds,
             request_id=g.get("request_id", ""),
+            draft=draft,
         )
         return Response(
             stream,
@@ -100,6 +132,16 @@ def check_served(model: str, options: ServerOptions) -> None:
         served = ", ".join(map(shown, options.served_model_names))
         message = f"The model {shown(model)} is not served here. Served: {served}."
         raise ModelNotFoundError(message, param="model")
+
+
+def _note(draft: GenerationDraft, call: GenerationCall) -> None:
+    """Keep what the record says of the request."""
+    draft.request_model = call.model
+    draft.stream = call.stream
+    draft.choices = call.n * len(call.prompts)
+    draft.max_tokens = call.max_tokens
+    draft.temperature = call.sampling.temperature
+    draft.top_p = call.sampling.top_p
 
 
 def _whole(family: Family, call: GenerationCall, run: Run, envelope: Envelope) -> Response:

@@ -86,6 +86,15 @@ class Listener:
         host = self._options.host
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
+    def threads(self) -> tuple[int, int]:
+        """Return how many threads answer requests now, and how many have nothing to do."""
+        busy = self._dispatcher.active_count
+        return busy, max(0, len(self._dispatcher.threads) - busy)
+
+    def queued(self) -> int:
+        """Return how many requests wait for a thread."""
+        return len(self._dispatcher.queue)
+
     def run(self) -> None:
         """Serve until :meth:`stop` was called and the drain is over."""
         try:
@@ -153,6 +162,8 @@ def _adjustments(options: ServerOptions, sockets: list[socket.socket]) -> Adjust
         outbuf_high_watermark=_LARGEST_ANSWER,
         channel_timeout=max(1, int(options.idle_seconds)),
         cleanup_interval=1,
+        # Nobody trusts these headers here, but the metrics look whether there are any.
+        clear_untrusted_proxy_headers=False,
         # A client that leaves is no event for the log.
         log_socket_errors=False,
         expose_tracebacks=False,

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic.json_schema import models_json_schema
 
 from .. import __version__
+from ..telemetry.legacy import CATEGORIES
 from .chat_schema import ChatCompletion, ChatCompletionChunk, ChatRequest
 from .completion_schema import Completion, CompletionRequest
+from .metrics_schema import LegacyMetrics
 from .model_schema import ErrorAnswer, Health, Live, Model, ModelList, Ready
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ _REQUEST_ID = {
 _ERRORS = {
     400: "The body is not strict JSON, or a field has a wrong type, shape or range.",
     401: "The API key is missing or wrong.",
+    403: "The metrics key is missing or wrong, or there is none and the client is elsewhere.",
     404: "No such model is served.",
     413: "The body is larger than the configured limit.",
     415: "The body is not declared as JSON in UTF-8.",
@@ -58,15 +61,38 @@ class Operation:
     name: str
     summary: str
     answer: type[BaseModel] | None
-    """None: any JSON object."""
+    """None: any JSON object, or one of ``texts`` alone."""
     request: type[BaseModel] | None = None
     chunk: type[BaseModel] | None = None
     """What each event of a stream holds."""
+    texts: tuple[str, ...] = ()
+    """Media types of answers that are text."""
+    parameters: tuple[dict[str, Any], ...] = ()
     errors: tuple[int, ...] = (500,)
     other_answers: dict[int, type[BaseModel]] = field(default_factory=dict)
     """Answers with a status of their own that are no errors in OpenAI's shape."""
 
 
+_LEGACY_PARAMETERS: tuple[dict[str, Any], ...] = (
+    {
+        "name": "format",
+        "in": "query",
+        "description": "How the figures are written; JSON where nothing else is asked for.",
+        "schema": {"type": "string", "enum": ["json", "prometheus"]},
+    },
+    {
+        "name": "category",
+        "in": "query",
+        "description": "The sections that are wanted, joined with commas; all by default.",
+        "style": "form",
+        "explode": False,
+        "schema": {
+            "type": "array",
+            "minItems": 1,
+            "items": {"type": "string", "enum": list(CATEGORIES)},
+        },
+    },
+)
 _GENERATE_ERRORS = (400, 401, 404, 413, 415, 500, 503)
 
 OPERATIONS = (
@@ -111,6 +137,25 @@ OPERATIONS = (
         other_answers={503: Ready},
     ),
     Operation("get", "/health", "health", "Report the state, for people.", Health),
+    Operation(
+        "get",
+        "/metrics",
+        "metrics",
+        "Every instrument, for Prometheus.",
+        None,
+        texts=("text/plain", "application/openmetrics-text"),
+        errors=(403, 500),
+    ),
+    Operation(
+        "get",
+        "/v1/metrics",
+        "legacyMetrics",
+        "The figures of the last five minutes.",
+        LegacyMetrics,
+        texts=("text/plain",),
+        parameters=_LEGACY_PARAMETERS,
+        errors=(400, 403, 500),
+    ),
     Operation("get", "/openapi.json", "openapi", "This document.", None),
 )
 
@@ -164,6 +209,8 @@ def _operation(operation: Operation, options: ServerOptions) -> dict[str, Any]:
     if operation.request is not None:
         content = {"application/json": {"schema": _reference(operation.request)}}
         document["requestBody"] = {"required": True, "content": content}
+    if operation.parameters:
+        document["parameters"] = list(operation.parameters)
     if "{model}" in operation.path:
         document["parameters"] = [
             {
@@ -183,6 +230,9 @@ def _operation(operation: Operation, options: ServerOptions) -> dict[str, Any]:
 def _responses(operation: Operation, options: ServerOptions) -> dict[str, Any]:
     schema = _reference(operation.answer) if operation.answer else {"type": "object"}
     content: dict[str, Any] = {"application/json": {"schema": schema}}
+    if operation.texts:
+        texts = {media: {"schema": {"type": "string"}} for media in operation.texts}
+        content = texts if operation.answer is None else content | texts
     description = "The answer."
     if operation.chunk is not None:
         content["text/event-stream"] = {"itemSchema": _event(operation.chunk)}

@@ -34,6 +34,12 @@ class ServerOptions:
     """0 lets the system choose."""
     api_key: str = ""
     """What ``Authorization: Bearer`` must carry; empty switches the check off."""
+    otlp_endpoint: str = ""
+    """Where traces and metrics go; empty leaves it to OpenTelemetry's variables."""
+    vllm_names: bool = False
+    """Whether /metrics has vLLM's names too."""
+    metrics_api_key: str = ""
+    """What readers of metrics must send; empty lets in clients of this machine alone."""
     max_body_bytes: int = 10 * 1024 * 1024
     """Beyond the longest conversation that a model can read, below what hurts to hold."""
     keep_alive_seconds: float = 10.0

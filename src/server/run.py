@@ -7,24 +7,29 @@ it: closing frees what the engine still holds for it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from ..engine.protocol import Accepted, Delta, Finish
+from ..engine.protocol import Delta, Finish
 from ..resilience.errors import DrainingError, EngineFailureError
+from .submission import Submission, combined_report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ..engine.client import EngineClient
     from ..engine.generation import Generation
-    from ..engine.protocol import RequestEvent, TokenLogprob
+    from ..engine.protocol import TokenLogprob
+    from ..telemetry.record import EngineReport
     from .call import GenerationCall
 
 __all__ = ["ClientGoneError", "Ending", "Gain", "Patience", "Run", "TokenUsage", "start_run"]
 
 Ending = Literal["stop", "length"]
 
+_SETTLE_SECONDS = 0.25
+"""A decode step of a large model takes a tenth of it; a prefill chunk may take longer."""
 _TURN_SECONDS = 0.02
 """How long one of several prompts is waited for before the others are looked at."""
 
@@ -60,51 +65,13 @@ class TokenUsage:
     completion: int = 0
 
 
-@dataclass(slots=True)
-class _Submission:
-    """One prompt in the engine."""
-
-    generation: Generation
-    first_choice: int
-    unfinished: int
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    accepted: bool = False
-    echo: str = ""
-    """The prompt's text, where asked for: the first thing that each choice gains."""
-    backlog: list[RequestEvent] = field(default_factory=list)
-    """Events that came together with the acceptance."""
-
-    def receive(self, timeout: float) -> list[RequestEvent]:
-        """Return the events that wait."""
-        if self.backlog:
-            events, self.backlog = self.backlog, []
-            return events
-        return self.generation.receive(timeout)
-
-    def accept(self, timeout: float) -> None:
-        """Look for the acceptance; raises what the engine has against the request."""
-        for event in self.generation.receive(timeout):
-            if isinstance(event, Accepted):
-                self.accepted = True
-                self.prompt_tokens = event.prompt_tokens
-                self.echo = event.echo
-            else:
-                self.backlog.append(event)
-
-
-def start_run(engine: EngineClient, call: GenerationCall, patience: Patience, poll: float) -> Run:
+def start_run(run: Run, engine: EngineClient, call: GenerationCall) -> None:
     """Submit all prompts of a call and wait until the engine has accepted each.
 
     Args:
+        run: A new one, which the caller has to close; it is closed where this raises.
         engine: Where to submit.
         call: What to generate.
-        patience: Asked at least every ``poll`` seconds.
-        poll: Seconds.
-
-    Returns:
-        A run that its receiver has to close.
 
     Raises:
         RefusedError: Nothing runs; come back later.
@@ -112,7 +79,6 @@ def start_run(engine: EngineClient, call: GenerationCall, patience: Patience, po
         GenerationError: The engine died or failed.
         ClientGoneError: Nobody waits any more.
     """
-    run = Run(patience, poll)
     try:
         generations = engine.submit_all(
             call.prompts,
@@ -130,17 +96,17 @@ def start_run(engine: EngineClient, call: GenerationCall, patience: Patience, po
     except BaseException:
         run.close()
         raise
-    return run
 
 
 class Run:
     """The submissions of one call, in the order of its prompts."""
 
     def __init__(self, patience: Patience, poll: float) -> None:
+        """Ask ``patience`` at least every ``poll`` seconds."""
         self._patience = patience
         self._poll = poll
-        self._submissions: list[_Submission] = []
-        self._live: list[_Submission] = []
+        self._submissions: list[Submission] = []
+        self._live: list[Submission] = []
         """Those with choices that have not ended."""
         self.choices = 0
         """How many choices the answer has."""
@@ -152,7 +118,7 @@ class Run:
 
     def add(self, generation: Generation, n: int) -> None:
         """Take over a submission of ``n`` choices."""
-        submission = _Submission(generation, first_choice=self.choices, unfinished=n)
+        submission = Submission(generation, first_choice=self.choices, choices=n)
         self._submissions.append(submission)
         self._live.append(submission)
         self.choices += n
@@ -197,14 +163,26 @@ class Run:
         for submission in self._submissions:
             submission.generation.close()
 
-    def _collect(self, submission: _Submission, timeout: float, gains: dict[int, Gain]) -> None:
+    def report(self) -> EngineReport:
+        """Return the engine's figures, of what has ended and of what was cut off.
+
+        A request that was just cancelled gets a moment for the engine to say
+        how far it was; what is not known by then is taken from what came here.
+        """
+        deadline = time.monotonic() + _SETTLE_SECONDS
+        for submission in self._submissions:
+            submission.settle(deadline)
+        return combined_report(self._submissions)
+
+    def _collect(self, submission: Submission, timeout: float, gains: dict[int, Gain]) -> None:
         if submission.echo:
             first = submission.first_choice
-            for choice in range(first, first + submission.unfinished):
+            for choice in range(first, first + submission.choices):
                 gains[choice] = Gain(choice, submission.echo)
             submission.echo = ""
             return
         for event in submission.receive(timeout):
+            submission.note(event)
             if isinstance(event, Delta):
                 gain = _gain(gains, submission.first_choice + event.choice)
                 gain.text += event.text
@@ -212,15 +190,8 @@ class Run:
             elif isinstance(event, Finish):
                 gain = _gain(gains, submission.first_choice + event.choice)
                 gain.ending = _ending(event)
-                self._count(submission, event)
-
-    def _count(self, submission: _Submission, finish: Finish) -> None:
-        submission.completion_tokens += finish.completion_tokens
-        if finish.choice == 0:  # the others read what the first one has just stored
-            submission.cached_tokens = finish.cached_tokens
-        submission.unfinished -= 1
-        if submission.unfinished == 0:
-            self._live.remove(submission)
+                if submission.unfinished == 0:
+                    self._live.remove(submission)
 
 
 class RequestPatience:

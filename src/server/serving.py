@@ -10,8 +10,9 @@ import threading
 from typing import TYPE_CHECKING
 
 from ..engine.client import EngineState
-from .app import create_app
+from .app import create_app, start_telemetry
 from .listener import Listener, ListenError
+from .observation import observe_listener
 from .shutdown import Shutdown
 
 if TYPE_CHECKING:
@@ -51,13 +52,15 @@ def serve(options: ServerOptions, engine: EngineClient, *, say_in_log: bool = Fa
     """
     shutdown = Shutdown()
     say = _log_line if say_in_log else _write_line
+    telemetry = start_telemetry(options)
     try:
         try:
-            app = create_app(options, engine, shutdown)
+            app = create_app(options, engine, telemetry, shutdown)
             listener = Listener(app, options, shutdown, on_drain=engine.drain)
         except ListenError as error:
             say(f"Pharos cannot start: {error}", logging.ERROR)
             return EXIT_CANNOT_LISTEN
+        observe_listener(telemetry.instruments, listener)
         herald = _Herald(listener, options, engine, say)
         with _signals(listener):
             herald.start()
@@ -65,6 +68,7 @@ def serve(options: ServerOptions, engine: EngineClient, *, say_in_log: bool = Fa
         return herald.exit_code
     finally:
         engine.close()
+        telemetry.shutdown()
 
 
 class _Herald:

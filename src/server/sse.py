@@ -13,6 +13,7 @@ from .run import ClientGoneError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from ..telemetry.record import GenerationDraft
     from .run import Gain, Run, TokenUsage
 
 __all__ = ["EventStream", "StreamWriter"]
@@ -48,6 +49,7 @@ class EventStream:
         include_usage: bool,
         keep_alive_seconds: float,
         request_id: str = "",
+        draft: GenerationDraft,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run = run
@@ -55,6 +57,7 @@ class EventStream:
         self._include_usage = include_usage
         self._keep_alive = keep_alive_seconds
         self._request_id = request_id
+        self._draft = draft
         self._clock = clock
 
     def __iter__(self) -> Iterator[bytes]:
@@ -63,13 +66,16 @@ class EventStream:
         try:
             yield from self._answer()
         except ClientGoneError:
-            return
+            self._draft.left = True
         except PharosError as error:
+            self._draft.fail(error)
             yield error_event(error)
         except Exception:  # noqa: BLE001 - the border of the request, which tells its client
             _log.exception("the stream of request %s failed", self._request_id)
             message = "The server failed while it streamed the answer. Its log has the details "
-            yield error_event(InternalError(message + "under the request id."))
+            failure = InternalError(message + "under the request id.")
+            self._draft.fail(failure)
+            yield error_event(failure)
 
     def close(self) -> None:
         """Cancel what still runs. waitress calls it at the end, however that comes."""

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Literal
 
 import structlog
 
+from .correlation import CURRENT
+
 if TYPE_CHECKING:
     from typing import TextIO
 
-    from structlog.typing import Processor
+    from structlog.typing import EventDict, Processor
 
 __all__ = ["RequestLine", "configure_log", "log_request"]
 
@@ -30,11 +32,14 @@ class RequestLine:
     """What the log says about one finished request. Zeros and empty fields are left out."""
 
     request_id: str
+    trace_id: str = ""
+    span_id: str = ""
+    """Of the request's own span."""
     method: str
     route: str
     """The route's rule, never the path that the client sent."""
     status: int
-    """The HTTP status that the client saw."""
+    """The HTTP status that the client saw; 499 where it left before there was one."""
     duration_seconds: float
     """From the request's arrival to the last byte."""
     client_left: bool = False
@@ -43,8 +48,10 @@ class RequestLine:
     """A configured name, never text from the request."""
     stream: bool = False
     finish_reason: str = ""
-    """How the choices ended, joined with commas where they differ."""
+    """How the generation ended, in one word: as in the metrics."""
     error_code: str = ""
+    failed: bool = False
+    """Whether the server is at fault, also where the status had been sent before."""
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
@@ -53,18 +60,22 @@ class RequestLine:
     """From the request's arrival to its first token."""
 
 
+_FIELDS = tuple(field.name for field in dataclasses.fields(RequestLine))
+
+
 def log_request(line: RequestLine) -> None:
     """Log a finished request: server errors as errors, all else as information.
 
     Any thread may call it. It never raises: :mod:`logging` swallows a broken stderr.
     """
-    level = logging.ERROR if line.status >= 500 else logging.INFO  # noqa: PLR2004 - HTTP
+    error = line.failed or line.status >= 500  # noqa: PLR2004 - HTTP
+    level = logging.ERROR if error else logging.INFO
     if not _requests.isEnabledFor(level):
         return
     fields = {
-        field.name: round(value, 4) if isinstance(value, float) else value
-        for field in dataclasses.fields(line)
-        if (value := getattr(line, field.name))
+        name: round(value, 4) if type(value) is float else value
+        for name in _FIELDS
+        if (value := getattr(line, name))
     }
     _requests.log(level, "request", extra=fields)
 
@@ -86,6 +97,7 @@ def configure_log(
                 structlog.stdlib.add_log_level,
                 structlog.stdlib.add_logger_name,
                 structlog.stdlib.ExtraAdder(),
+                _add_trace,
                 structlog.processors.TimeStamper(fmt="iso", utc=style == "json"),
             ],
             processors=[
@@ -99,6 +111,15 @@ def configure_log(
         # waitress tells of every client that hangs up and every request that waits for a thread.
         logging.getLogger("waitress").setLevel(logging.WARNING)
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)
+
+
+def _add_trace(_: object, __: str, event: EventDict) -> EventDict:
+    """Say to which request a line belongs, where it was written while one was answered."""
+    trace_id, span_id = CURRENT.get()
+    if trace_id:
+        event.setdefault("trace_id", trace_id)
+        event.setdefault("span_id", span_id)
+    return event
 
 
 def _renderers(style: Literal["json", "console"], *, colors: bool) -> list[Processor]:

@@ -166,3 +166,18 @@ def test_bytes_counted_are_bytes_held() -> None:
     del batch, layer
     held = mx.get_active_memory() - before
     assert held <= cache.size_bytes * 1.1
+
+
+def test_evictions_and_bypasses_are_counted() -> None:
+    """An entry that makes room is an eviction, one that a longer one replaces is not; a cache that
+    is off has bypasses, and neither hits nor misses.
+    """
+    cache = PromptCache(limit_bytes=100 * _BYTES_PER_TOKEN)
+    cache.store(_entry(list(range(50))))
+    cache.store(_entry(list(range(60))))
+    assert (1, 0) == (len(cache), cache.evictions)
+    cache.store(_entry(list(range(100, 160))))
+    assert (1, 1) == (len(cache), cache.evictions)
+    off = PromptCache(limit_bytes=0)
+    assert off.lookup(list(range(50))) is None
+    assert (0, 0, 1) == (off.hits, off.misses, off.bypasses)

@@ -241,3 +241,19 @@ def test_request_that_cannot_be_started_fails_alone(
     bench.step(60)
     assert [0, 1, 0] == [len(bench.pipe.of(request_id, Failed)) for request_id in (1, 2, 3)]
     assert [1, 0, 1] == [len(bench.pipe.of(request_id, Finish)) for request_id in (1, 2, 3)]
+
+
+def test_steps_carry_what_was_measured(bench: _Bench) -> None:
+    """A step tells its time, its batch, MLX's memory, and the KV state that is reserved and used;
+    when nothing runs no KV state is left.
+    """
+    bench.submit(1, max_tokens=20)
+    bench.step(5)
+    figures = bench.pipe.steps[-1].figures
+    assert 1 == figures.batch_size
+    assert 0 < figures.seconds < 5
+    assert 0 < figures.kv_used_bytes < figures.kv_reserved_bytes
+    assert 0 < figures.mlx_active_bytes <= figures.mlx_peak_bytes
+    bench.step(40)
+    last = bench.pipe.steps[-1]
+    assert (0, 0, 0) == (last.running, last.figures.kv_used_bytes, last.figures.kv_reserved_bytes)

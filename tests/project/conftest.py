@@ -20,7 +20,7 @@ __all__ = ["served"]
 def _nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Run in an empty directory, without settings of the person who runs the tests."""
     for name in list(os.environ):
-        if name.startswith("PHAROS_"):
+        if name.startswith(("PHAROS_", "OTEL_")) or name == "METRICS_API_KEY":
             monkeypatch.delenv(name)
     monkeypatch.setenv("PHAROS_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)

@@ -88,6 +88,28 @@ def test_a_key_has_no_flag() -> None:
     assert "PHAROS_API_KEY" in _problems("--api-key=geheim")["--api-key"]
 
 
+def test_the_metrics_key_has_two_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The metrics key is also read from the older server's variable; ours wins, neither is shown."""
+    monkeypatch.setenv("METRICS_API_KEY", "alt")
+    assert load_settings().metrics_api_key == pydantic.SecretStr("alt")
+    monkeypatch.setenv("PHAROS_METRICS_API_KEY", "neu")
+    assert load_settings().metrics_api_key == pydantic.SecretStr("neu")
+    monkeypatch.setenv("PHAROS_METRICS_API_KEY", "")
+    monkeypatch.setenv("METRICS_API_KEY", " geheim ")
+    problems = _problems("--metrics-api-key", "x")
+    assert "PHAROS_METRICS_API_KEY" in problems.pop("--metrics-api-key")
+    assert "METRICS_API_KEY" in problems
+    assert "geheim" not in str(problems)
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:4318", "ftp://x", "http://", "grpc://x:4317", "http://[x"]
+)
+def test_a_collector_is_a_url(url: str) -> None:
+    """What cannot be an endpoint of OTLP over HTTP is refused before anything starts."""
+    assert "--otlp-endpoint" in _problems("--otlp-endpoint", url)
+
+
 def test_a_named_file_must_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that was asked for and is missing is an error; a missing default is none."""
     assert _problems("--config", "none.toml") == {"none.toml": "there is no such file"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import socket
 from typing import TYPE_CHECKING
 
@@ -135,3 +136,46 @@ def test_wrong_settings_and_a_wrong_machine_are_one_report(tmp_path: Path) -> No
     with pytest.raises(ConfigurationError) as caught:
         configure(["--port", "x", "--model", str(tmp_path / "none")])
     assert {"--port", "model"} == {each.subject for each in caught.value.problems}
+
+
+@pytest.mark.parametrize(
+    ("variables", "subject", "text"),
+    [
+        ({"OTEL_TRACES_EXPORTER": "zipkin"}, "OTEL_TRACES_EXPORTER", "otlp or none"),
+        ({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"}, "OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
+        (
+            {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "udp"},
+            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
+            "udp",
+        ),
+        (
+            {"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "collector"},
+            "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
+            "URL",
+        ),
+    ],
+)
+def test_telemetry_that_cannot_be_sent_is_said(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], subject: str, text: str
+) -> None:
+    """A variable of OpenTelemetry that asks for what is not offered ends the start, and is named."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
+    ConfigValidator().validate_telemetry()
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError) as caught:
+        ConfigValidator().validate_telemetry()
+    (problem,) = caught.value.problems
+    assert subject == problem.subject
+    assert text in problem.text
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("grpc") is not None, reason="says what is missing, and it is not"
+)
+def test_grpc_without_its_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks for gRPC without the extra learns how to install it."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4317")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    with pytest.raises(ConfigurationError, match=r"mlx-pharos\[grpc\]"):
+        ConfigValidator().validate_telemetry()

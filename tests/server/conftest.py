@@ -10,7 +10,7 @@ import pytest
 
 from mlx_pharos.engine.client import start_engine
 from mlx_pharos.engine.protocol import EngineOptions
-from mlx_pharos.server.app import create_app
+from mlx_pharos.server.app import create_app, start_telemetry
 from mlx_pharos.server.listener import Listener
 from mlx_pharos.server.options import ServerOptions
 from mlx_pharos.server.shutdown import Shutdown
@@ -21,11 +21,15 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
+    from mlx_pharos.telemetry.telemetry import Telemetry
+
 __all__ = ["server", "serving"]
 
 
 @contextlib.contextmanager
-def _serving(model: Path, *, ready: bool = True, **settings: Any) -> Iterator[RunningServer]:
+def _serving(
+    model: Path, *, ready: bool = True, telemetry: Telemetry | None = None, **settings: Any
+) -> Iterator[RunningServer]:
     defaults: dict[str, Any] = {
         "served_model_names": ("tiny", "org/other"),
         "port": 0,
@@ -50,8 +54,9 @@ def _serving(model: Path, *, ready: bool = True, **settings: Any) -> Iterator[Ru
         max_queue=options.max_queue,
     )
     shutdown = Shutdown()
+    telemetry = telemetry or start_telemetry(options)
     try:
-        app = create_app(options, engine, shutdown)
+        app = create_app(options, engine, telemetry, shutdown)
         listener = Listener(app, options, shutdown, on_drain=engine.drain)
         loop = threading.Thread(target=listener.run, name="listener")
         loop.start()
@@ -66,6 +71,7 @@ def _serving(model: Path, *, ready: bool = True, **settings: Any) -> Iterator[Ru
             assert not loop.is_alive()
     finally:
         engine.close()
+        telemetry.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mlx_pharos.engine.client import EngineState
-from mlx_pharos.server.app import create_app
+from mlx_pharos.server.app import create_app, start_telemetry
 from mlx_pharos.server.options import ServerOptions
 from support.client import CHAT, chat_body
 
@@ -30,8 +30,10 @@ class BrokenEngine:
 def test_an_unforeseen_error_is_a_500_without_its_text(caplog: pytest.LogCaptureFixture) -> None:
     """The client learns that the server failed; the log learns why."""
     engine: Any = BrokenEngine()
-    client = create_app(ServerOptions(("tiny",)), engine).test_client()
-    answer = client.post(CHAT, json=chat_body(), headers={"X-Request-Id": "mine"})
+    options = ServerOptions(("tiny",))
+    with start_telemetry(options) as telemetry:
+        client = create_app(options, engine, telemetry).test_client()
+        answer = client.post(CHAT, json=chat_body(), headers={"X-Request-Id": "mine"})
 
     assert 500 == answer.status_code
     assert "internal_error" == answer.get_json()["error"]["code"]

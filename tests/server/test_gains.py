@@ -10,6 +10,7 @@ from mlx_pharos.server.completion_answer import CompletionAnswer, CompletionStre
 from mlx_pharos.server.envelope import Envelope
 from mlx_pharos.server.run import Gain, TokenUsage
 from mlx_pharos.server.sse import EventStream
+from mlx_pharos.telemetry.record import GenerationDraft
 from support.client import chat_body, events
 
 if TYPE_CHECKING:
@@ -80,7 +81,14 @@ def test_a_stream_that_failed_is_found_in_the_log(caplog: pytest.LogCaptureFixtu
     writer = CompletionStream(
         Envelope("m"), 1, logprobs=False, alternatives=False, include_usage=False
     )
-    stream = EventStream(run, writer, include_usage=False, keep_alive_seconds=1, request_id="mine")
+    stream = EventStream(
+        run,
+        writer,
+        include_usage=False,
+        keep_alive_seconds=1,
+        request_id="mine",
+        draft=GenerationDraft(operation="text_completion", model="m"),
+    )
     (error,) = events(b"".join(stream))
 
     assert "request id" in error["error"]["message"]

@@ -16,12 +16,13 @@ from mlx_pharos.server.envelope import Envelope
 from mlx_pharos.server.model_schema import ErrorAnswer
 from mlx_pharos.server.run import ClientGoneError, Gain, TokenUsage
 from mlx_pharos.server.sse import EventStream
+from mlx_pharos.telemetry.record import GenerationDraft
 from support.client import CHAT, COMPLETIONS, chat_body, events
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from support.client import RunningServer
+from support.client import RunningServer
 
 TOKEN = TokenLogprob(
     7, "\N{REPLACEMENT CHARACTER}", b"\xc3", -0.5, (TopLogprob(7, "a", b"a", float("-inf")),)
@@ -74,7 +75,12 @@ def stream_of(script: list[Any], *, include_usage: bool = False) -> tuple[Any, S
     run: Any = ScriptedRun(script, clock)
     writer = ChatStream(Envelope("m"), 2, logprobs=False, include_usage=include_usage)
     made = EventStream(
-        run, writer, include_usage=include_usage, keep_alive_seconds=5, clock=lambda: clock[0]
+        run,
+        writer,
+        include_usage=include_usage,
+        keep_alive_seconds=5,
+        draft=GenerationDraft(operation="chat", model="m"),
+        clock=lambda: clock[0],
     )
     return made, run
 

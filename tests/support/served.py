@@ -7,11 +7,13 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 __all__ = ["Served", "serve_model"]
@@ -26,10 +28,20 @@ class Served(NamedTuple):
 
 
 @contextmanager
-def serve_model(model: Path, *flags: str) -> Iterator[Served]:
-    """Serve a model on a free port until the block ends; it must then end with 0."""
+def serve_model(
+    model: Path, *flags: str, variables: Mapping[str, str] | None = None
+) -> Iterator[Served]:
+    """Serve a model on a free port until the block ends; it must then end with 0.
+
+    Of Pharos' and OpenTelemetry's variables it sees those alone that are given.
+    """
     command = [sys.executable, "-m", "mlx_pharos", "serve", "--model", str(model), "--port", "0"]
-    environment = {name: text for name, text in os.environ.items() if name[:7] != "PHAROS_"}
+    environment = {
+        name: text
+        for name, text in os.environ.items()
+        if not name.startswith(("PHAROS_", "OTEL_")) and name != "METRICS_API_KEY"
+    }
+    environment.update(variables or {})
     with subprocess.Popen(
         [*command, *flags], stderr=subprocess.PIPE, text=True, env=environment
     ) as server:
@@ -38,8 +50,11 @@ def serve_model(model: Path, *flags: str) -> Iterator[Served]:
             ready = next(line for line in iter(server.stderr.readline, "") if "is ready" in line)
             found = re.search(r"http://([\d.:]+)", ready)
             assert found is not None
+            # The log has to go on: a full pipe would stop the server at its next line.
+            reader = threading.Thread(target=deque, args=(server.stderr, 0), daemon=True)
+            reader.start()
             yield Served(found[1], server.pid)
         finally:
             server.send_signal(signal.SIGTERM)
-            server.communicate(timeout=15)
+            server.wait(timeout=15)
     assert server.returncode == 0

@@ -90,6 +90,11 @@ class BatchRunner:
         cache, tokens = found
         return StoredPrefix(list(tokens), cache) if tokens else None
 
+    def kv_layers(self) -> Iterable[Any]:
+        """Return the cache objects of the batches that prefill and decode."""
+        generator = self._generator
+        return (*generator._prompt_batch.prompt_cache, *generator._generation_batch.prompt_cache)  # noqa: SLF001
+
     def step(self) -> RunnerStep:
         """Decode one token for every sequence, then prefill one chunk."""
         self._decoding = list(self._generator._generation_batch.uids)  # noqa: SLF001

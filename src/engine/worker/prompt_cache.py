@@ -43,12 +43,21 @@ class PromptCache:
         self.limit_bytes = limit_bytes
         self.hits = 0
         self.misses = 0
+        self.bypasses = 0
+        """Prompts that were not looked up because the cache is off."""
         self._entries = LRUPromptCache(max_size=_MAX_ENTRIES, max_bytes=limit_bytes)
         self._entries._trie = _PromptTrie()  # type: ignore[no-untyped-call]  # noqa: SLF001
+        self._order = _Order()
+        self._entries._lru = self._order  # noqa: SLF001
 
     def __len__(self) -> int:
         """Return the number of entries."""
         return len(self._entries)
+
+    @property
+    def evictions(self) -> int:
+        """Entries that made room; one that a longer one replaced does not count."""
+        return self._order.evictions
 
     @property
     def size_bytes(self) -> int:
@@ -66,6 +75,7 @@ class PromptCache:
                 reads what it has just stored itself.
         """
         if not self.limit_bytes:
+            self.bypasses += 1
             return None
         found = self._find(tokens[:-1]) if len(tokens) > _MIN_PREFIX else None
         if counted and found is None:
@@ -112,9 +122,22 @@ class PromptCache:
 
         mlx-lm's own lookup does not count as a use.
         """
-        self._entries._lru.remove(_MODEL, tokens)  # noqa: SLF001
-        self._entries._lru.push(_MODEL, tokens)  # noqa: SLF001
+        self._order.remove(_MODEL, tokens)
+        self._order.push(_MODEL, tokens)
         return cast("list[Any]", self._entries._trie.get(_MODEL, tokens).prompt_cache)  # noqa: SLF001
+
+
+class _Order(LRUPromptCache.CacheOrder):
+    """mlx-lm's order of use, which also counts what it gave up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.evictions = 0
+
+    def pop(self) -> Any:  # noqa: ANN401 - a model and its tokens
+        """Return the entry that makes room next."""
+        self.evictions += 1
+        return super().pop()  # type: ignore[no-untyped-call]
 
 
 class _PromptTrie(PromptTrie):

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import mlx.core as mx
 
     from .sampling import Draws, Processor
@@ -86,6 +88,9 @@ class Runner(Protocol):
 
     def extract(self, key: int) -> StoredPrefix | None:
         """Return the KV state of a running job for keeping, where there is one."""
+
+    def kv_layers(self) -> Iterable[Any]:
+        """Return the cache objects of the running jobs, to be looked at alone."""
 
     def step(self) -> RunnerStep:
         """Do one decode step for all decoding jobs, then at most one prefill chunk."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from ..protocol import Cancel, ChatPrompt, Delta, Failed, PrefillProgress, Step
 from .inbox import Arrived, Closed, Prepared, Unwanted, Withdrawn
 from .logprobs import read_logprobs
+from .meter import StepMeter
 from .runner import Job
 from .sampling import Draws, make_processors
 from .sequence import Request, Sequence
@@ -71,6 +72,7 @@ class Scheduler:
         self._inbox = inbox
         self._outbox = outbox
         self._before_step = before_step
+        self._meter = StepMeter()
         self._tokenizing: dict[int, bool] = {}
         """Requests between Arrived and Prepared; True once cancelled."""
         self._requests: dict[int, Request] = {}
@@ -203,7 +205,9 @@ class Scheduler:
         """Run one step. A step that fails takes the sequences in it along, not the engine."""
         try:
             self._before_step()
+            self._meter.begin(len(self._running))
             step = self._runner.step()
+            self._meter.end()
             for chunk in step.prefilled:
                 self._prefilled(chunk)
             self._sampled(step)
@@ -341,5 +345,8 @@ class Scheduler:
                 prompt_cache_bytes=self._prompt_cache.size_bytes,
                 prompt_cache_hits=self._prompt_cache.hits,
                 prompt_cache_misses=self._prompt_cache.misses,
+                figures=self._meter.figures(
+                    self._runner, self._prompt_cache, running=len(self._running)
+                ),
             )
         )

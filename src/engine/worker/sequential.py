@@ -40,6 +40,7 @@ class SequentialRunner:
         self._keys = itertools.count()
         self._job: Job | None = None
         self._key = -1
+        self._cache: list[Any] = []
 
     def insert(self, job: Job) -> int:
         """Take the job. Raises RuntimeError when one is running."""
@@ -67,6 +68,10 @@ class SequentialRunner:
         if key != self._key or self._job is None or not self._in_cache:
             return None
         return StoredPrefix(list(self._in_cache), copy.deepcopy(self._cache))
+
+    def kv_layers(self) -> Iterable[Any]:
+        """Return the cache objects of the running job."""
+        return self._cache if self._job is not None else ()
 
     def step(self) -> RunnerStep:
         """Prefill one chunk or, once the prompt is in, decode one token."""

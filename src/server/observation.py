@@ -1,0 +1,196 @@
+"""What the server's parts tell telemetry: the engine's steps, and the numbers that it reads.
+
+Telemetry knows neither the engine nor the sockets, so the adapters are here.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+from ..engine.client import EngineState
+from ..engine.protocol import Delta, Failed, Finish
+from ..telemetry import attributes as a
+from ..telemetry.instruments import Reading
+from ..telemetry.memory import ResidentMemory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from ..engine.client import EngineClient
+    from ..engine.protocol import Step
+    from ..telemetry.collector import MetricsCollector
+    from ..telemetry.instruments import Instruments, Source
+    from .listener import Listener
+    from .options import ServerOptions
+
+__all__ = ["StepFolder", "observe_engine", "observe_listener", "resident_memory"]
+
+
+class StepFolder:
+    """Folds the engine's steps into counts. Called by the engine client's reader thread alone.
+
+    It is on the path of every token, so it adds plain numbers and nothing else.
+    """
+
+    def __init__(self, instruments: Instruments, collector: MetricsCollector) -> None:
+        self._instruments = instruments
+        self._collector = collector
+        self._last_token: dict[tuple[int, int], float] = {}
+        """When each running sequence got its last token, by request and choice."""
+        self._lookups = (0, 0, 0)
+
+    def __call__(self, step: Step) -> None:
+        """Take a step."""
+        figures = step.figures
+        if figures.batch_size:
+            self._instruments.step_duration.fold(figures.seconds)
+            self._instruments.batch_size.fold(figures.batch_size)
+        self._fold_tokens(step)
+        self._count_lookups(step)
+
+    def _fold_tokens(self, step: Step) -> None:
+        at, last = step.at, self._last_token
+        gaps = []
+        for event in step.events:
+            if isinstance(event, Delta):
+                key = (event.id, event.choice)
+                before = last.get(key)
+                if before is not None:
+                    gaps.append(at - before)
+                last[key] = at
+            elif isinstance(event, Finish):
+                last.pop((event.id, event.choice), None)
+            elif isinstance(event, Failed):
+                for key in [key for key in last if key[0] == event.id]:
+                    del last[key]
+        if gaps:
+            self._instruments.inter_token.fold_all(gaps)
+
+    def _count_lookups(self, step: Step) -> None:
+        now = (step.prompt_cache_hits, step.prompt_cache_misses, step.figures.prompt_cache_bypasses)
+        if now == self._lookups:
+            return
+        before = self._lookups if all(map(int.__ge__, now, self._lookups)) else (0, 0, 0)
+        self._lookups = now
+        hits, misses, bypasses = (count - past for count, past in zip(now, before, strict=True))
+        self._collector.record_cache_hit(hits)
+        self._collector.record_cache_miss(misses)
+        self._collector.record_cache_bypass(bypasses)
+
+
+def resident_memory(engine: EngineClient) -> ResidentMemory:
+    """Return the memory of the server and of its engine."""
+    server = os.getpid()
+    return ResidentMemory(lambda: {"server": server, "engine": engine.pid})
+
+
+def observe_engine(
+    instruments: Instruments, options: ServerOptions, engine: EngineClient, memory: ResidentMemory
+) -> None:
+    """Let collections read what the engine last told, and the memory of both processes."""
+    sources = _Engine(options, engine, memory)
+    found: dict[str, Source] = {
+        "pharos.requests.running": sources.running,
+        "pharos.requests.queued": sources.queued,
+        "pharos.prompt_cache.size": sources.of_cache(lambda: engine.snapshot().prompt_cache_bytes),
+        "pharos.prompt_cache.entries": sources.of_cache(
+            lambda: engine.snapshot().prompt_cache_entries
+        ),
+        "pharos.prompt_cache.limit": sources.of_cache(
+            lambda: engine.snapshot().prompt_cache_limit_bytes
+        ),
+        "pharos.prompt_cache.evictions": sources.evictions,
+        "pharos.kv.usage": sources.kv_usage,
+        "pharos.kv.reserved": lambda: engine.snapshot().figures.kv_reserved_bytes,
+        "pharos.engine.up": lambda: int(engine.state is EngineState.READY),
+        "pharos.engine.info": sources.info,
+        "pharos.engine.last_progress.age": sources.progress_age,
+        "pharos.memory.usage": sources.mlx_memory,
+        "process.memory.usage": sources.processes,
+    }
+    for name, source in found.items():
+        instruments.observe(name, source)
+
+
+def observe_listener(instruments: Instruments, listener: Listener) -> None:
+    """Let collections read how busy the threads are."""
+
+    def threads() -> Iterable[Reading]:
+        busy, idle = listener.threads()
+        yield Reading(busy, {a.THREAD_STATE.name: "busy"})
+        yield Reading(idle, {a.THREAD_STATE.name: "idle"})
+
+    instruments.observe("pharos.http.threads", threads)
+    instruments.observe("pharos.http.queue.depth", listener.queued)
+
+
+class _Engine:
+    """Reads the engine's last figures. Nothing here waits for the engine."""
+
+    def __init__(
+        self, options: ServerOptions, engine: EngineClient, memory: ResidentMemory
+    ) -> None:
+        self._model = {a.MODEL.name: options.model_name}
+        self._engine = engine
+        self._memory = memory
+
+    def running(self) -> Iterable[Reading]:
+        """Sequences in prefill or decode."""
+        yield Reading(self._engine.snapshot().running, self._model)
+
+    def queued(self) -> Iterable[Reading]:
+        """Sequences that wait."""
+        yield Reading(self._engine.snapshot().waiting, self._model)
+
+    def of_cache(self, read: Callable[[], int]) -> Source:
+        """Return a source of the prompt cache in memory, which is the only one."""
+        return lambda: [Reading(read(), {a.TIER.name: "ram"})]
+
+    def evictions(self) -> Iterable[Reading]:
+        """Entries that made room."""
+        count = self._engine.snapshot().figures.prompt_cache_evictions
+        yield Reading(count, {a.TIER.name: "ram", a.EVICTION_KIND.name: "capacity"})
+
+    def kv_usage(self) -> float:
+        """The share of the allocated KV state that holds tokens; 0 where none is allocated."""
+        figures = self._engine.snapshot().figures
+        reserved = figures.kv_reserved_bytes
+        return figures.kv_used_bytes / reserved if reserved else 0.0
+
+    def info(self) -> Iterable[Reading]:
+        """What is served, once it is known."""
+        loaded = self._engine.loaded
+        if loaded is not None:
+            yield Reading(
+                1,
+                {
+                    **self._model,
+                    a.DEVICE.name: loaded.device,
+                    a.DTYPE.name: loaded.dtype,
+                    a.MLX_VERSION.name: loaded.mlx_version,
+                    a.MLX_LM_VERSION.name: loaded.mlx_lm_version,
+                },
+            )
+
+    def progress_age(self) -> float:
+        """Seconds since the last step; 0 while there is nothing to do."""
+        at = self._engine.snapshot().at
+        return time.monotonic() - at if at and self._engine.in_flight else 0.0
+
+    def mlx_memory(self) -> Iterable[Reading]:
+        """What MLX said with the last step."""
+        figures = self._engine.snapshot().figures
+        sizes = {
+            "mlx_active": figures.mlx_active_bytes,
+            "mlx_cache": figures.mlx_cache_bytes,
+            "mlx_peak": figures.mlx_peak_bytes,
+        }
+        for kind, size in sizes.items():
+            yield Reading(size, {a.MEMORY_KIND.name: kind})
+
+    def processes(self) -> Iterable[Reading]:
+        """Resident sets."""
+        for name, size in self._memory.read().items():
+            yield Reading(size, {a.PROCESS.name: name})

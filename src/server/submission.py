@@ -1,0 +1,155 @@
+"""One prompt in the engine: its events, and the figures that they bring."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ..engine.protocol import Accepted, Delta, Finish, PrefillProgress
+from ..resilience.errors import PharosError
+from ..telemetry.record import EngineReport
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from ..engine.generation import Generation
+    from ..engine.protocol import RequestEvent
+
+__all__ = ["Submission", "combined_report"]
+
+
+@dataclass(slots=True)
+class Submission:
+    """One prompt in the engine. Belongs to the thread that answers the request."""
+
+    generation: Generation
+    first_choice: int
+    choices: int
+    prompt_tokens: int = 0
+    processed_tokens: int = 0
+    """Prompt tokens in the KV cache, as the engine last said."""
+    received_tokens: int = 0
+    """Generated tokens of choices that have not ended."""
+    accepted_at: float = 0.0
+    """The engine's clock; 0 before."""
+    first_received_at: float = 0.0
+    """When the first token came here; 0 before."""
+    finishes: dict[int, Finish] = field(default_factory=dict)
+    """Of the choices that have ended."""
+    echo: str = ""
+    """The prompt's text, where asked for: the first thing that each choice gains."""
+    backlog: list[RequestEvent] = field(default_factory=list)
+    """Events that came together with the acceptance."""
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the engine has taken the prompt."""
+        return self.accepted_at > 0
+
+    def receive(self, timeout: float) -> list[RequestEvent]:
+        """Return the events that wait."""
+        if self.backlog:
+            events, self.backlog = self.backlog, []
+            return events
+        return self.generation.receive(timeout)
+
+    @property
+    def unfinished(self) -> int:
+        """Choices that have not ended."""
+        return self.choices - len(self.finishes)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens from the prompt cache: of the first choice, as the others read what that
+        one has just stored.
+        """
+        first = self.finishes.get(0)
+        return first.cached_tokens if first else 0
+
+    @property
+    def completion_tokens(self) -> int:
+        """Generated tokens of the choices that have ended."""
+        return sum(finish.completion_tokens for finish in self.finishes.values())
+
+    def note(self, event: RequestEvent) -> None:
+        """Keep the figures of an event."""
+        match event:
+            case Delta():
+                self.received_tokens += len(event.tokens)
+                self.first_received_at = self.first_received_at or time.monotonic()
+            case PrefillProgress():
+                self.processed_tokens = max(self.processed_tokens, event.processed)
+            case Finish():
+                self.finishes[event.choice] = event
+            case _:
+                pass
+
+    def settle(self, deadline: float) -> None:
+        """Wait for what the engine still says of a cancelled request, but not for long."""
+        with contextlib.suppress(PharosError):
+            while not self.generation.ended and (left := deadline - time.monotonic()) > 0:
+                for event in self.receive(left):
+                    self.note(event)
+
+    def accept(self, timeout: float) -> None:
+        """Look for the acceptance; raises what the engine has against the request."""
+        for event in self.generation.receive(timeout):
+            if isinstance(event, Accepted):
+                self.accepted_at = event.at
+                self.prompt_tokens = event.prompt_tokens
+                self.echo = event.echo
+            else:
+                self.backlog.append(event)
+
+
+def combined_report(submissions: Sequence[Submission]) -> EngineReport:
+    """Return the figures of all submissions of a call.
+
+    Where the engine did not say how a choice ended, because it died or failed,
+    the figures are those of what came here.
+    """
+    finishes = [finish for each in submissions for _, finish in sorted(each.finishes.items())]
+    decoded = [each for each in finishes if each.completion_tokens > 1 and each.first_token_at]
+    return EngineReport(
+        endings=tuple(finish.reason for finish in finishes),
+        prompt_tokens=sum(map(_worked_through, submissions)),
+        cached_tokens=sum(each.cached_tokens for each in submissions),
+        completion_tokens=sum(map(_generated, submissions)),
+        accepted_at=_first(each.accepted_at for each in submissions),
+        prefill_at=_first(each.prefill_at for each in finishes if _was_started(each)),
+        first_token_at=_first(time for each in submissions for time in _first_tokens(each)),
+        finished_at=max((each.finished_at for each in finishes), default=0.0),
+        decode_seconds=sum(each.finished_at - each.first_token_at for each in decoded),
+        decode_intervals=sum(each.completion_tokens - 1 for each in decoded),
+    )
+
+
+def _worked_through(submission: Submission) -> int:
+    """Return the prompt tokens that were computed or came from the cache."""
+    if submission.received_tokens or any(
+        each.completion_tokens for each in submission.finishes.values()
+    ):
+        return submission.prompt_tokens
+    return max(submission.processed_tokens, submission.cached_tokens)
+
+
+def _generated(submission: Submission) -> int:
+    if submission.unfinished:
+        return max(submission.received_tokens, submission.completion_tokens)
+    return submission.completion_tokens
+
+
+def _was_started(finish: Finish) -> bool:
+    """Whether the sequence left the queue: one that did not has its end for a beginning."""
+    return bool(finish.first_token_at) or finish.prefill_at < finish.finished_at
+
+
+def _first_tokens(submission: Submission) -> Iterable[float]:
+    known = [each.first_token_at for each in submission.finishes.values()]
+    return known if any(known) else [submission.first_received_at]
+
+
+def _first(times: Iterable[float]) -> float:
+    return min((time for time in times if time), default=0.0)

@@ -1,0 +1,159 @@
+"""What stands between the SDK and the exporters: bounded, counted, closed by a deadline."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.sdk._logs import LogRecordProcessor, ReadableLogRecord
+from opentelemetry.sdk._logs.export import LogRecordExportResult
+from opentelemetry.sdk.metrics.export import (
+    AggregationTemporality,
+    MetricExportResult,
+    PeriodicExportingMetricReader,
+)
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import SpanProcessor
+from opentelemetry.sdk.trace.export import SpanExportResult
+
+from .batching import Batcher, BatchLimits
+from .folded import FoldedStream
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from opentelemetry.sdk._logs import ReadWriteLogRecord
+    from opentelemetry.sdk._logs.export import LogRecordExporter
+    from opentelemetry.sdk.metrics.export import MetricExporter, MetricsData
+    from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.sdk.trace.export import SpanExporter
+
+    from .folded import FoldedSet
+    from .losses import Losses
+
+__all__ = ["LogQueue", "MetricSender", "SpanQueue"]
+
+_log = logging.getLogger(__name__)
+_PATIENCE_SECONDS = 5.0
+"""For a shutdown that names no deadline."""
+
+
+class SpanQueue(SpanProcessor):
+    """Takes finished spans that are sampled. Ending a span never waits for the collector."""
+
+    def __init__(self, exporter: SpanExporter, losses: Losses, limits: BatchLimits) -> None:
+        self._exporter = exporter
+        self._batcher = Batcher[Any](self._export, signal="traces", losses=losses, limits=limits)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Queue it."""
+        if span.context is not None and span.context.trace_flags.sampled:
+            self._batcher.put(span)
+
+    def close(self, timeout_seconds: float) -> None:
+        """Send what waits, and give up after the time."""
+        self._batcher.close(timeout_seconds)
+        self._exporter.shutdown()
+
+    def shutdown(self) -> None:
+        """As :meth:`close`, for the SDK."""
+        self.close(_PATIENCE_SECONDS)
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:  # noqa: ARG002 - the SDK's signature
+        """Send what waits, in the calling thread."""
+        self._batcher.flush()
+        return True
+
+    def _export(self, batch: Sequence[ReadableSpan]) -> bool:
+        return self._exporter.export(batch) is SpanExportResult.SUCCESS
+
+
+class LogQueue(LogRecordProcessor):
+    """Takes log records."""
+
+    def __init__(self, exporter: LogRecordExporter, losses: Losses, limits: BatchLimits) -> None:
+        self._exporter = exporter
+        self._batcher = Batcher[Any](self._export, signal="logs", losses=losses, limits=limits)
+
+    def on_emit(self, log_record: ReadWriteLogRecord) -> None:
+        """Queue it."""
+        self._batcher.put(
+            ReadableLogRecord(
+                log_record=log_record.log_record,
+                resource=log_record.resource or Resource.get_empty(),
+                instrumentation_scope=log_record.instrumentation_scope,
+                limits=log_record.limits,
+            )
+        )
+
+    def close(self, timeout_seconds: float) -> None:
+        """Send what waits, and give up after the time."""
+        self._batcher.close(timeout_seconds)
+        self._exporter.shutdown()  # type: ignore[no-untyped-call]
+
+    def shutdown(self) -> None:
+        """As :meth:`close`, for the SDK."""
+        self.close(_PATIENCE_SECONDS)
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:  # noqa: ARG002 - the SDK's signature
+        """Send what waits, in the calling thread."""
+        self._batcher.flush()
+        return True
+
+    def _export(self, batch: Sequence[ReadableLogRecord]) -> bool:
+        return self._exporter.export(batch) is LogRecordExportResult.SUCCESS
+
+
+class MetricSender(PeriodicExportingMetricReader):
+    """Sends the metrics each ``OTEL_METRIC_EXPORT_INTERVAL`` ms, folded histograms included."""
+
+    def __init__(
+        self,
+        exporter: MetricExporter,
+        folded: FoldedSet,
+        losses: Losses,
+        *,
+        delta: bool,
+        cardinality_limits: Mapping[type, int],
+    ) -> None:
+        """Begin; the first collection comes after one interval."""
+        temporality = AggregationTemporality.DELTA if delta else AggregationTemporality.CUMULATIVE
+        self._folded = FoldedStream(folded, temporality, exponential=folded.exponential)
+        self._losses = losses
+        self._target = exporter
+        self._started_ns = time.time_ns()
+        self._sending = threading.Lock()
+        super().__init__(exporter, cardinality_limits=dict(cardinality_limits))
+
+    def close(self, timeout_seconds: float) -> None:
+        """Send once more, and give up after the time."""
+        self.shutdown(timeout_millis=timeout_seconds * 1e3)
+
+    def _receive_metrics(
+        self,
+        metrics_data: MetricsData,
+        timeout_millis: float = 10_000,
+        **_: Any,  # noqa: ANN401 - the SDK's signature
+    ) -> None:
+        with self._sending:
+            data = self._folded.append_to(
+                metrics_data, started_ns=self._started_ns, now_ns=time.time_ns()
+            )
+            try:
+                sent = self._target.export(data, timeout_millis=timeout_millis)
+            except Exception:  # noqa: BLE001 - a thread's border: an exporter may raise anything
+                _log.debug("an exporter raised", exc_info=True)
+                sent = MetricExportResult.FAILURE
+        if sent is not MetricExportResult.SUCCESS:
+            self._losses.add("metrics", "export_failed", _points(data))
+
+
+def _points(data: MetricsData) -> int:
+    return sum(
+        len(metric.data.data_points)
+        for resource in data.resource_metrics
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+    )

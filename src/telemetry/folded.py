@@ -1,0 +1,287 @@
+"""Histograms of the token path: plain integers, turned into data points at collection.
+
+Recording through OpenTelemetry costs 5 to 14 µs per value and set of readers;
+counting into a list costs a tenth of one. So whoever reads the engine's
+messages folds a whole step in here with one call, and the readers append the
+outcome to what the SDK collected: in the catalog's buckets for Prometheus, and
+in exponential ones for OTLP, where it is sent.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from bisect import bisect_left
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
+
+from opentelemetry.sdk.metrics import Exemplar
+from opentelemetry.sdk.metrics.export import (
+    AggregationTemporality,
+    Buckets,
+    ExponentialHistogram,
+    ExponentialHistogramDataPoint,
+    Histogram,
+    HistogramDataPoint,
+    Metric,
+    MetricsData,
+    ResourceMetrics,
+    ScopeMetrics,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from opentelemetry.trace import SpanContext
+
+    from .catalog import Instrument
+
+__all__ = ["FoldedHistogram", "FoldedSet", "FoldedStream"]
+
+
+_SCALE = 4
+"""Of the exponential buckets: each is 4.4 % wider than the one before."""
+_PER_OCTAVE = 2.0**_SCALE
+_LEAST, _GREATEST = -24 * 2**_SCALE, 24 * 2**_SCALE - 1
+"""The buckets from 60 ns, or a fraction of a token, to half a year, or 16 million tokens; what
+lies beyond is in the outermost. They bound what a histogram can hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Tally:
+    """What was counted up to one moment."""
+
+    counts: tuple[int, ...]
+    total: float
+    fine: Mapping[int, int]
+    """Counts of the exponential buckets by index; empty where nobody wants them."""
+    zeros: int
+
+    def since(self, earlier: _Tally) -> _Tally:
+        counts = zip(self.counts, earlier.counts, strict=True)
+        fine = {
+            place: gained
+            for place, count in self.fine.items()
+            if (gained := count - earlier.fine.get(place, 0))
+        }
+        return _Tally(
+            tuple(now - then for now, then in counts),
+            self.total - earlier.total,
+            fine,
+            self.zeros - earlier.zeros,
+        )
+
+    def buckets(self) -> Buckets:
+        """Return the exponential buckets from the first to the last that is filled."""
+        if not self.fine:
+            return Buckets(0, [0])
+        first, last = min(self.fine), max(self.fine)
+        return Buckets(first, [self.fine.get(place, 0) for place in range(first, last + 1)])
+
+
+class FoldedHistogram:
+    """Counts of one series. Any thread may fold and read; the lock is held for a few lines."""
+
+    def __init__(
+        self,
+        instrument: Instrument,
+        attributes: Mapping[str, str] | None = None,
+        *,
+        exponential: bool = False,
+    ) -> None:
+        """Count nothing yet; ``exponential``: in those buckets too."""
+        self.instrument = instrument
+        self.attributes = dict(attributes or {})
+        self._bounds = instrument.buckets
+        self._counts = [0] * (len(self._bounds) + 1)
+        self._total = 0.0
+        self._exponential = exponential
+        self._fine: dict[int, int] = {}
+        self._zeros = 0
+        self._marks: dict[int, Exemplar] = {}
+        """The last exemplar of each bucket."""
+        self._lock = threading.Lock()
+
+    def fold(self, value: float, times: int = 1, mark: SpanContext | None = None) -> None:
+        """Count a value, in the unit of the instrument, ``times`` times.
+
+        Args:
+            value: In the unit of the instrument.
+            times: How often it occurred.
+            mark: The span that is an example of it, if it is kept.
+        """
+        place = bisect_left(self._bounds, value)
+        exemplar = None
+        if mark is not None and mark.trace_flags.sampled:
+            exemplar = Exemplar({}, value, time.time_ns(), mark.span_id, mark.trace_id)
+        with self._lock:
+            self._counts[place] += times
+            self._total += value * times
+            if self._exponential:
+                self._fold_fine(value, times)
+            if exemplar is not None:
+                self._marks[place] = exemplar
+
+    def exemplars(self, since_ns: int) -> list[Exemplar]:
+        """Return the last one of each bucket that is no older (ns since 1970)."""
+        with self._lock:
+            return [each for each in self._marks.values() if each.time_unix_nano >= since_ns]
+
+    def fold_all(self, values: Iterable[float]) -> None:
+        """Count several values, such as those of one step."""
+        bounds, counts = self._bounds, self._counts
+        with self._lock:
+            for value in values:
+                counts[bisect_left(bounds, value)] += 1
+                self._total += value
+                if self._exponential:
+                    self._fold_fine(value, 1)
+
+    def read(self) -> _Tally:
+        """Return what was counted since the start."""
+        with self._lock:
+            return _Tally(tuple(self._counts), self._total, dict(self._fine), self._zeros)
+
+    def _fold_fine(self, value: float, times: int) -> None:
+        if value <= 0.0:
+            self._zeros += times
+            return
+        place = math.ceil(math.log2(value) * _PER_OCTAVE) - 1
+        place = min(max(place, _LEAST), _GREATEST)
+        self._fine[place] = self._fine.get(place, 0) + times
+
+
+class FoldedSet:
+    """All folded histograms of a process, read by every reader's stream. Safe from any thread."""
+
+    def __init__(self) -> None:
+        self.exponential = False
+        """Whether exponential buckets are counted too. To be said before the first histogram."""
+        self.histograms: tuple[FoldedHistogram, ...] = ()
+        self._lock = threading.Lock()
+
+    def add(
+        self, instrument: Instrument, attributes: Mapping[str, str] | None = None
+    ) -> FoldedHistogram:
+        """Make a histogram and keep it."""
+        histogram = FoldedHistogram(instrument, attributes, exponential=self.exponential)
+        with self._lock:
+            self.histograms = (*self.histograms, histogram)
+        return histogram
+
+
+class FoldedStream:
+    """What one reader gets of a set. Used by one collection at a time."""
+
+    def __init__(
+        self,
+        folded: FoldedSet,
+        temporality: AggregationTemporality,
+        *,
+        exponential: bool = False,
+    ) -> None:
+        self._folded = folded
+        self._exponential = exponential
+        self._temporality = temporality
+        self._since: dict[FoldedHistogram, tuple[_Tally, int]] = {}
+        """Delta alone: what was told, and until when (ns since 1970)."""
+        self._collected_ns = 0
+        """The last collection: an exemplar is told once."""
+
+    def append_to(self, data: MetricsData, *, started_ns: int, now_ns: int) -> MetricsData:
+        """Return what the SDK collected together with the folded histograms.
+
+        Args:
+            data: Of one collection; its first scope takes the histograms.
+            started_ns: When counting began, ns since 1970.
+            now_ns: The moment of the collection.
+        """
+        metrics = self._metrics(started_ns, now_ns)
+        if not metrics or not data.resource_metrics:
+            return data
+        resource, *resources = data.resource_metrics
+        scope, *scopes = resource.scope_metrics
+        scope = _with_metrics(scope, metrics)
+        return MetricsData([_with_scopes(resource, [scope, *scopes]), *resources])
+
+    def _metrics(self, started_ns: int, now_ns: int) -> list[Metric]:
+        points: dict[Instrument, list[Any]] = {}
+        for histogram in self._folded.histograms:
+            tally, since_ns = self._gained(histogram, started_ns, now_ns)
+            make = _exponential_point if self._exponential else _explicit_point
+            marks = histogram.exemplars(self._collected_ns)
+            point = make(histogram, tally, marks, since_ns, now_ns)
+            points.setdefault(histogram.instrument, []).append(point)
+        self._collected_ns = now_ns
+        kind = ExponentialHistogram if self._exponential else Histogram
+        return [
+            Metric(
+                name=instrument.name,
+                description=instrument.description,
+                unit=instrument.unit,
+                data=kind(found, self._temporality),
+            )
+            for instrument, found in points.items()
+        ]
+
+    def _gained(
+        self, histogram: FoldedHistogram, started_ns: int, now_ns: int
+    ) -> tuple[_Tally, int]:
+        """Return what is to be told, and since when it was counted."""
+        tally = histogram.read()
+        if self._temporality is AggregationTemporality.DELTA:
+            earlier = self._since.get(histogram)
+            self._since[histogram] = (tally, now_ns)
+            if earlier is not None:
+                return tally.since(earlier[0]), earlier[1]
+        return tally, started_ns
+
+
+_UNKNOWN = cast("Any", None)
+"""The least and the greatest value are optional in OTLP, and not known here."""
+
+
+def _explicit_point(
+    histogram: FoldedHistogram, tally: _Tally, marks: list[Exemplar], since_ns: int, now_ns: int
+) -> HistogramDataPoint:
+    return HistogramDataPoint(
+        attributes=histogram.attributes,
+        start_time_unix_nano=since_ns,
+        time_unix_nano=now_ns,
+        count=sum(tally.counts),
+        sum=tally.total,
+        bucket_counts=tally.counts,
+        explicit_bounds=histogram.instrument.buckets,
+        min=_UNKNOWN,
+        max=_UNKNOWN,
+        exemplars=marks,
+    )
+
+
+def _exponential_point(
+    histogram: FoldedHistogram, tally: _Tally, marks: list[Exemplar], since_ns: int, now_ns: int
+) -> ExponentialHistogramDataPoint:
+    return ExponentialHistogramDataPoint(
+        attributes=histogram.attributes,
+        start_time_unix_nano=since_ns,
+        time_unix_nano=now_ns,
+        count=sum(tally.counts),
+        sum=tally.total,
+        scale=_SCALE,
+        zero_count=tally.zeros,
+        positive=tally.buckets(),
+        negative=Buckets(0, [0]),
+        flags=0,
+        min=_UNKNOWN,
+        max=_UNKNOWN,
+        exemplars=marks,
+    )
+
+
+def _with_metrics(scope: ScopeMetrics, metrics: list[Metric]) -> ScopeMetrics:
+    return replace(scope, metrics=[*scope.metrics, *metrics])
+
+
+def _with_scopes(resource: ResourceMetrics, scopes: list[ScopeMetrics]) -> ResourceMetrics:
+    return replace(resource, scope_metrics=scopes)

@@ -1,0 +1,170 @@
+"""The instruments of one process, made from the catalog.
+
+Three kinds, by who does what when:
+
+* recorded: an attribute here; :meth:`add` or :meth:`record` once per finished request. Two
+  latencies are the SDK's, the rest is in plain numbers (:mod:`.totals`);
+* folded: an attribute here; :meth:`FoldedHistogram.fold` once per engine step;
+* observed: no attribute; :meth:`Instruments.observe` says where the number is, and
+  each collection reads it there.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from opentelemetry.metrics import Observation
+
+from . import attributes as a
+from .catalog import BY_NAME, Kind
+from .folded import FoldedSet
+from .totals import FoldedFamily, Total
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from opentelemetry.metrics import CallbackOptions, Histogram, Meter
+
+__all__ = ["Instruments", "Reading", "Source"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One number of an observed instrument, with the attributes that tell it from others."""
+
+    value: float
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """Where an observed number is. It should be quick, and never block."""
+
+    def __call__(self) -> float | Iterable[Reading] | None:
+        """Return a number, a :class:`Reading` per series, or None where nothing is known now.
+
+        Called at each collection, in the thread that collects.
+        """
+
+
+class Instruments:
+    """Owns the instruments of a meter. Recording is safe from any thread."""
+
+    def __init__(
+        self,
+        meter: Meter,
+        *,
+        folded: FoldedSet | None = None,
+        model: str = "",
+        sources: Mapping[str, Source] | None = None,
+    ) -> None:
+        """Make what is recorded and folded; what is observed exists once it has a source.
+
+        Args:
+            meter: Of the process's only MeterProvider.
+            folded: Where the readers look for folded histograms.
+            model: The first served name.
+            sources: See :meth:`observe`.
+        """
+        self._meter = meter
+        self._lock = threading.Lock()
+        self._observed: set[str] = set()
+
+        self.gen_ai_request_duration = self._histogram("gen_ai.server.request.duration")
+        self.gen_ai_time_to_first_token = self._histogram("gen_ai.server.time_to_first_token")
+
+        self._folded = folded or FoldedSet()
+        self.http_request_duration = self._family("http.server.request.duration")
+        self.gen_ai_time_per_output_token = self._family("gen_ai.server.time_per_output_token")
+        self.queue_duration = self._family("pharos.request.queue.duration")
+        self.prefill_duration = self._family("pharos.request.prefill.duration")
+        self.decode_duration = self._family("pharos.request.decode.duration")
+        self.request_tokens = self._family("pharos.request.tokens")
+
+        self.requests_finished = self._counter("pharos.requests.finished")
+        self.tokens = self._counter("pharos.tokens")
+        self.refusals = self._counter("pharos.admission.refusals")
+        self.requests_resumed = self._counter("pharos.requests.resumed")
+        self.prompt_cache_errors = self._counter("pharos.prompt_cache.errors")
+        self.prompt_cache_corruptions = self._counter("pharos.prompt_cache.corruptions")
+        self.engine_restarts = self._counter("pharos.engine.restarts")
+        self.memory_reclaimed = self._counter("pharos.memory.reclaimed")
+        self.breaker_transitions = self._counter("pharos.breaker.transitions")
+        self.retries = self._counter("pharos.retries")
+
+        folded = self._folded
+        self.inter_token = folded.add(BY_NAME["pharos.inter_token.duration"], {a.MODEL.name: model})
+        self.batch_size = folded.add(BY_NAME["pharos.engine.batch.size"])
+        self.step_duration = folded.add(BY_NAME["pharos.engine.step.duration"])
+
+        for name, source in (sources or {}).items():
+            self.observe(name, source)
+
+    def observe(self, name: str, source: Source) -> None:
+        """Say where an observed instrument's number is.
+
+        Args:
+            name: As in the catalog.
+            source: Read at each collection.
+
+        Raises:
+            ValueError: The instrument is not an observed one, or has a source.
+        """
+        instrument = BY_NAME.get(name)
+        makers = {
+            Kind.GAUGE: self._meter.create_observable_gauge,
+            Kind.UP_DOWN: self._meter.create_observable_up_down_counter,
+            Kind.OBSERVABLE_COUNTER: self._meter.create_observable_counter,
+        }
+        if instrument is None or instrument.kind not in makers:
+            raise ValueError(f"{name} is not an observed instrument")
+        with self._lock:
+            if name in self._observed:
+                raise ValueError(f"{name} has a source")
+            self._observed.add(name)
+        makers[instrument.kind](
+            name,
+            callbacks=[_callback(source)],
+            unit=instrument.unit,
+            description=instrument.description,
+        )
+
+    def _histogram(self, name: str) -> Histogram:
+        instrument = BY_NAME[name]
+        assert instrument.kind is Kind.HISTOGRAM
+        return self._meter.create_histogram(
+            name,
+            unit=instrument.unit,
+            description=instrument.description,
+            explicit_bucket_boundaries_advisory=instrument.buckets,
+        )
+
+    def _family(self, name: str) -> FoldedFamily:
+        instrument = BY_NAME[name]
+        assert instrument.kind is Kind.FOLDED
+        return FoldedFamily(instrument, self._folded)
+
+    def _counter(self, name: str) -> Total:
+        instrument = BY_NAME[name]
+        assert instrument.kind is Kind.COUNTER
+        total = Total(name)
+        self._meter.create_observable_counter(
+            name,
+            callbacks=[total.observe],
+            unit=instrument.unit,
+            description=instrument.description,
+        )
+        return total
+
+
+def _callback(source: Source) -> Callable[[CallbackOptions], list[Observation]]:
+    def read(_: CallbackOptions) -> list[Observation]:
+        found = source()
+        if found is None:
+            return []
+        if isinstance(found, int | float):
+            return [Observation(found)]
+        return [Observation(each.value, each.attributes) for each in found]
+
+    return read

@@ -1,0 +1,122 @@
+"""What did not reach the collector: counted always, said at most once a minute."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from .attributes import DROP_REASON, SIGNAL
+from .instruments import Reading
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Losses", "ThrottledLog"]
+
+_log = logging.getLogger(__name__)
+_SILENCE_SECONDS = 60.0
+_LONGEST_MESSAGE = 300
+_POSSIBLE = (
+    *((signal, reason) for signal in ("traces", "logs") for reason in DROP_REASON.values),
+    ("metrics", "export_failed"),
+)
+
+
+class Losses:
+    """Counts what was dropped, by signal and reason. Safe from any thread."""
+
+    def __init__(self, log: ThrottledLog) -> None:
+        self._lock = threading.Lock()
+        # Zeros from the start: an alert on a rate sees the first loss too.
+        self._counts = dict.fromkeys(_POSSIBLE, 0)
+        self._log = log
+
+    def add(self, signal: str, reason: str, count: int) -> None:
+        """Count items of a signal that are lost for good, and say so if it is time."""
+        if count <= 0:
+            return
+        with self._lock:
+            self._counts[signal, reason] += count
+            total = sum(self._counts.values())
+        self._log.say(
+            f"telemetry does not reach the collector: {signal} dropped, {reason}; "
+            f"{total} items since the start"
+        )
+
+    def count(self, signal: str, reason: str = "") -> int:
+        """Return how many items of a signal were lost, for one reason or for all."""
+        with self._lock:
+            return sum(
+                count
+                for (of, because), count in self._counts.items()
+                if of == signal and reason in {"", because}
+            )
+
+    def readings(self) -> list[Reading]:
+        """Return the counts for ``pharos.telemetry.dropped``."""
+        with self._lock:
+            return [
+                Reading(count, {SIGNAL.name: signal, DROP_REASON.name: reason})
+                for (signal, reason), count in self._counts.items()
+            ]
+
+
+class ThrottledLog(logging.Handler):
+    """Takes all that OpenTelemetry's packages log, and lets one line a minute through.
+
+    An exporter without a collector logs several lines per attempt, and each of
+    three exporters does.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._guard = threading.Lock()
+        self._clock = clock
+        self._said_at = float("-inf")
+        self._held_back = 0
+        self._reason = ""
+        self._source = logging.getLogger("opentelemetry")
+
+    def createLock(self) -> None:  # noqa: N802 - logging's name
+        """Go without logging's lock: it would be held while the line is written."""
+        self.lock = None
+
+    def open(self) -> None:
+        """Begin to take the packages' lines."""
+        self._source.addHandler(self)
+        self._source.propagate = False
+
+    def close(self) -> None:
+        """Leave the packages' lines to the root logger again."""
+        if self in self._source.handlers:
+            self._source.removeHandler(self)
+            self._source.propagate = True
+        super().close()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say it, or keep it as the reason for what :meth:`say` says next."""
+        if record.levelno < logging.WARNING:
+            return
+        message = record.getMessage()[:_LONGEST_MESSAGE]
+        if record.name.startswith("opentelemetry.exporter"):
+            # A loss that follows from it is said by :meth:`say`, with this as its reason.
+            self._reason = message
+        else:
+            self.say(message)
+
+    def say(self, message: str) -> None:
+        """Log a line unless there was one within the last minute."""
+        with self._guard:
+            now = self._clock()
+            if now - self._said_at < _SILENCE_SECONDS:
+                self._held_back += 1
+                return
+            held_back, reason = self._held_back, self._reason
+            self._said_at, self._held_back, self._reason = now, 0, ""
+        if reason:
+            message += f" ({reason})"
+        if held_back:
+            message += f" [{held_back} lines like this were held back]"
+        _log.warning("%s", message)

@@ -1,0 +1,91 @@
+"""The log for a collector: the same lines that stderr gets, as OpenTelemetry's log records."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry._logs import SeverityNumber
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
+
+from .correlation import CURRENT
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.sdk._logs import LoggerProvider
+
+__all__ = ["OtlpLogHandler"]
+
+_SEVERITIES = (
+    (logging.CRITICAL, SeverityNumber.FATAL),
+    (logging.ERROR, SeverityNumber.ERROR),
+    (logging.WARNING, SeverityNumber.WARN),
+    (logging.INFO, SeverityNumber.INFO),
+    (logging.NOTSET, SeverityNumber.DEBUG),
+)
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+"""What every record has; the rest was given by whoever logs."""
+_EXPORTER = "urllib3"
+"""The exporter's own transport: its debug lines about sending lines would never end."""
+_SAMPLED = TraceFlags(TraceFlags.SAMPLED)
+
+
+class OtlpLogHandler(logging.Handler):
+    """Hands records to a LoggerProvider. Any thread; never waits for the collector.
+
+    The SDK's own handler is deprecated, and puts the source file's path and the
+    text of exceptions into each record.
+    """
+
+    def __init__(self, provider: LoggerProvider) -> None:
+        super().__init__()
+        self._provider = provider
+
+    def createLock(self) -> None:  # noqa: N802 - logging's name
+        """Go without logging's lock: the queue behind has its own."""
+        self.lock = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue it; an error in here ends in :meth:`handleError` and never at the caller."""
+        if record.name.startswith(_EXPORTER):
+            return
+        try:
+            attributes = _attributes(record)
+            self._provider.get_logger(record.name).emit(
+                timestamp=int(record.created * 1e9),
+                context=_context(attributes),
+                severity_number=_severity(record.levelno),
+                severity_text=record.levelname,
+                body=record.getMessage(),
+                attributes=attributes,
+            )
+        except Exception:  # noqa: BLE001 - a log line must never fail what it tells of
+            self.handleError(record)
+
+
+def _severity(level: int) -> SeverityNumber:
+    return next(number for least, number in _SEVERITIES if level >= least)
+
+
+def _attributes(record: logging.LogRecord) -> dict[str, Any]:
+    attributes = {
+        name: value if isinstance(value, str | int | float) else str(value)
+        for name, value in vars(record).items()
+        if name not in _STANDARD and not name.startswith("_")
+    }
+    if record.exc_info and record.exc_info[0]:
+        attributes["exception.type"] = record.exc_info[0].__name__
+    return attributes
+
+
+def _context(attributes: dict[str, Any]) -> Context:
+    """Take the trace from the line itself, or from what is being answered now."""
+    trace_id, span_id = CURRENT.get()
+    trace_id = attributes.pop("trace_id", trace_id)
+    span_id = attributes.pop("span_id", span_id)
+    if not (trace_id and span_id):
+        return set_span_in_context(NonRecordingSpan(SpanContext(0, 0, is_remote=False)))
+    context = SpanContext(
+        int(trace_id, 16), int(span_id, 16), is_remote=False, trace_flags=_SAMPLED
+    )
+    return set_span_in_context(NonRecordingSpan(context))

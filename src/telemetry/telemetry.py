@@ -1,0 +1,273 @@
+"""The one owner of telemetry in the server process: providers, readers, exporters."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import socket
+import sys
+import threading
+import time
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, Self
+
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk.metrics import (
+    Counter,
+    Histogram,
+    MeterProvider,
+    ObservableCounter,
+    ObservableGauge,
+    ObservableUpDownCounter,
+    UpDownCounter,
+)
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+
+from .. import __version__
+from .exporting import LogQueue, MetricSender, SpanQueue
+from .folded import FoldedSet
+from .instruments import Instruments
+from .losses import Losses, ThrottledLog
+from .otlp import (
+    batch_limits,
+    log_exporter,
+    metric_exporter,
+    otlp_target,
+    prefers_delta,
+    prefers_exponential,
+    span_exporter,
+)
+from .otlp_log import OtlpLogHandler
+from .prometheus_view import PrometheusView
+from .window import WindowReader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+
+    from opentelemetry.sdk.metrics.export import MetricReader
+    from opentelemetry.sdk.trace import SpanProcessor
+
+__all__ = ["BUDGET_SECONDS", "Telemetry", "TelemetryOptions"]
+
+_SCOPE = "mlx_pharos"
+BUDGET_SECONDS = 5.0
+"""The longest that a shutdown takes, whatever the collector does."""
+_MARGIN_SECONDS = 0.25
+"""Of the budget, for what comes after the last export."""
+_SERIES = 1000
+"""Series per instrument and reader at most; the closed sets of the catalog stay far below."""
+_CONTENT = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TelemetryOptions:
+    """What the operator decides; the rest is in OpenTelemetry's own variables."""
+
+    model: str
+    """The first served name."""
+    otlp_endpoint: str = ""
+    """The collector's base URL; empty leaves it to ``OTEL_EXPORTER_OTLP_ENDPOINT``."""
+    vllm_names: bool = False
+    """Whether ``/metrics`` has vLLM's names too."""
+
+
+class _Closable(Protocol):
+    def close(self, timeout_seconds: float) -> None: ...
+
+
+class Telemetry:
+    """Lives as long as the server; :meth:`shutdown` ends it within a budget.
+
+    Nothing is registered globally: whoever records has been given this object.
+    """
+
+    def __init__(
+        self,
+        options: TelemetryOptions,
+        *,
+        window: WindowReader | None = None,
+        span_processors: Sequence[SpanProcessor] = (),
+        metric_readers: Sequence[MetricReader] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Read OpenTelemetry's variables and start what they ask for.
+
+        Args:
+            options: From the settings.
+            window: Of the legacy metrics; its own where there is none.
+            span_processors: Further ones, which get every sampled span.
+            metric_readers: Further ones.
+            clock: Seconds, monotonic; for the log's limit alone.
+        """
+        self.resource = _resource()
+        self.folded = FoldedSet()
+        self._log = ThrottledLog(clock)
+        self.losses = Losses(self._log)
+        self._limits = _cardinality_limits()
+        self._closables: list[_Closable] = []
+        self._shut = threading.Lock()
+        self._is_shut = False
+        self.window = window or WindowReader(histogram="gen_ai.server.request.duration")
+        self.prometheus = PrometheusView(
+            self.folded,
+            cardinality_limits=self._limits,
+            vllm_model=options.model if options.vllm_names else "",
+        )
+        self._log.open()
+        readers = [self.prometheus, self.window, *metric_readers]
+        self._meters = MeterProvider(
+            [*readers, *self._metric_senders(options)],
+            resource=self.resource,
+            shutdown_on_exit=False,
+        )
+        self.meter = self._meters.get_meter(_SCOPE, __version__)
+        processors = [*self._span_queues(options), *span_processors]
+        self._tracers = TracerProvider(
+            # Nobody would see the spans: ids for the log are all that is made of them.
+            sampler=None if processors else ALWAYS_OFF,
+            resource=self.resource,
+            shutdown_on_exit=False,
+        )
+        for processor in processors:
+            self._tracers.add_span_processor(processor)
+        self.tracer = self._tracers.get_tracer(_SCOPE, __version__)
+        self._log_handler = self._log_sender(options)
+        self.instruments = Instruments(self.meter, folded=self.folded, model=options.model)
+        self.instruments.observe("pharos.telemetry.dropped", self.losses.readings)
+
+    @classmethod
+    def from_environment(cls, options: TelemetryOptions) -> Self:
+        """Return the telemetry of this process."""
+        return cls(options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.shutdown()
+
+    @property
+    def exports(self) -> bool:
+        """Whether anything is sent anywhere."""
+        return bool(self._closables)
+
+    @property
+    def captures_content(self) -> bool:
+        """Whether the operator wants prompts and answers in the spans. Off by default."""
+        return os.environ.get(_CONTENT, "").strip().lower() in {
+            "true",
+            "span_only",
+            "span_and_event",
+        }
+
+    def shutdown(self, budget_seconds: float = BUDGET_SECONDS) -> bool:
+        """Send what waits, all signals at the same time, and stop. Safe to call again.
+
+        Args:
+            budget_seconds: After which it returns, whatever the collector does.
+
+        Returns:
+            Whether everything was done in time. What was not sent is in ``losses``.
+        """
+        with self._shut:
+            if self._is_shut:
+                return True
+            self._is_shut = True
+        if self._log_handler is not None:
+            logging.getLogger().removeHandler(self._log_handler)
+        patience = max(0.0, budget_seconds - _MARGIN_SECONDS)
+        threads = [
+            threading.Thread(
+                target=each.close, args=(patience,), name="telemetry-close", daemon=True
+            )
+            for each in self._closables
+        ]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + budget_seconds
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        self._log.close()
+        return not any(thread.is_alive() for thread in threads)
+
+    def force_flush(self) -> None:
+        """Send what waits, in the calling thread. For tests: it has no deadline."""
+        self._tracers.force_flush()
+        self._meters.force_flush()
+
+    def _metric_senders(self, options: TelemetryOptions) -> list[MetricReader]:
+        target = otlp_target("metrics", options.otlp_endpoint)
+        if target is None:
+            return []
+        self.folded.exponential = prefers_exponential()
+        sender = MetricSender(
+            metric_exporter(target),
+            self.folded,
+            self.losses,
+            delta=prefers_delta(),
+            cardinality_limits=self._limits,
+        )
+        self._closables.append(sender)
+        return [sender]
+
+    def _span_queues(self, options: TelemetryOptions) -> list[SpanProcessor]:
+        target = otlp_target("traces", options.otlp_endpoint)
+        if target is None:
+            return []
+        queue = SpanQueue(span_exporter(target), self.losses, batch_limits("OTEL_BSP"))
+        self._closables.append(queue)
+        return [queue]
+
+    def _log_sender(self, options: TelemetryOptions) -> OtlpLogHandler | None:
+        target = otlp_target("logs", options.otlp_endpoint)
+        if target is None:
+            return None
+        queue = LogQueue(log_exporter(target), self.losses, batch_limits("OTEL_BLRP"))
+        self._closables.append(queue)
+        provider = LoggerProvider(resource=self.resource, shutdown_on_exit=False)
+        provider.add_log_record_processor(queue)
+        handler = OtlpLogHandler(provider)
+        logging.getLogger().addHandler(handler)
+        return handler
+
+
+def _resource() -> Resource:
+    """Say what this process is; OpenTelemetry's variables win. No path, no command line."""
+    known = Resource(
+        {
+            "service.name": "pharos",
+            "service.version": __version__,
+            "service.instance.id": str(uuid.uuid4()),
+            "host.name": socket.gethostname(),
+            "host.arch": platform.machine(),
+            "os.type": sys.platform,
+            "process.pid": os.getpid(),
+            "process.runtime.name": sys.implementation.name,
+            "process.runtime.version": platform.python_version(),
+        }
+    )
+    return known.merge(OTELResourceDetector().detect())
+
+
+def _cardinality_limits() -> dict[type, int]:
+    return dict.fromkeys(
+        (
+            Counter,
+            Histogram,
+            ObservableCounter,
+            ObservableGauge,
+            ObservableUpDownCounter,
+            UpDownCounter,
+        ),
+        _SERIES,
+    )

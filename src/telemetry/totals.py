@@ -1,0 +1,96 @@
+"""Counters and histograms that are added to once per request, at a tenth of the SDK's price.
+
+The SDK hashes the attributes again for every reader: 15 to 25 µs per value.
+Here the hash is one of a small set, the numbers are plain, and the readers ask
+for them at collection. What OTLP should have in exponential buckets stays with
+the SDK. Both classes have the signatures of OpenTelemetry's instruments.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import trace
+from opentelemetry.metrics import Observation
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from opentelemetry.context import Context
+    from opentelemetry.metrics import CallbackOptions
+
+    from .catalog import Instrument
+    from .folded import FoldedHistogram, FoldedSet
+
+__all__ = ["FoldedFamily", "Total"]
+
+_LIMIT = 1000
+"""Series at most, should an open value ever come here by mistake; the rest is one more."""
+_OVERFLOW: Mapping[str, bool] = {"otel.metric.overflow": True}
+_Key = frozenset[tuple[str, object]]
+
+
+class Total:
+    """A sum per set of attributes. Safe from any thread."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._lock = threading.Lock()
+        self._sums: dict[_Key, float] = {}
+
+    def add(
+        self,
+        amount: float,
+        attributes: Mapping[str, str] | None = None,
+        context: Context | None = None,  # noqa: ARG002 - a sum has no exemplars
+    ) -> None:
+        """Add to the sum of these attributes; a total never falls, so nothing below zero."""
+        key: _Key = frozenset(attributes.items()) if attributes else frozenset()
+        with self._lock:
+            if key not in self._sums and len(self._sums) >= _LIMIT:
+                key = frozenset(_OVERFLOW.items())
+            self._sums[key] = self._sums.get(key, 0) + amount
+
+    def observe(self, _: CallbackOptions) -> list[Observation]:
+        """Return all sums, for a collection."""
+        with self._lock:
+            return [Observation(total, _attributes(key)) for key, total in self._sums.items()]
+
+
+class FoldedFamily:
+    """A folded histogram per set of attributes. Safe from any thread."""
+
+    def __init__(self, instrument: Instrument, folded: FoldedSet) -> None:
+        self.name = instrument.name
+        self._instrument = instrument
+        self._folded = folded
+        self._lock = threading.Lock()
+        self._series: dict[_Key, FoldedHistogram] = {}
+
+    def record(
+        self,
+        value: float,
+        attributes: Mapping[str, str | int] | None = None,
+        context: Context | None = None,
+    ) -> None:
+        """Count a value; the span of ``context`` is an example of it, where there is one."""
+        key: _Key = frozenset(attributes.items()) if attributes else frozenset()
+        found = self._series.get(key)
+        if found is None:
+            found = self._open(key)
+        mark = trace.get_current_span(context).get_span_context() if context else None
+        found.fold(value, mark=mark)
+
+    def _open(self, key: _Key) -> FoldedHistogram:
+        with self._lock:
+            if key not in self._series and len(self._series) >= _LIMIT:
+                key = frozenset(_OVERFLOW.items())
+            if key not in self._series:
+                self._series[key] = self._folded.add(self._instrument, _attributes(key))
+            return self._series[key]
+
+
+def _attributes(key: _Key) -> dict[str, Any]:
+    """Return the attributes in the order of their names, the same at every scrape."""
+    return dict(sorted(key))

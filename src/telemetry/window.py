@@ -1,0 +1,291 @@
+"""The last five minutes: what the legacy JSON says of latency and of requests per second.
+
+A metric reader of its own collects with delta temporality, so each collection
+brings what was recorded since the one before. Those deltas are kept in slices
+of 10 s. Nothing runs in the background: whoever records says so first
+(:meth:`WindowReader.advance`), and the first one past a slice's border closes
+the slice; whoever reads closes the one that is open.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.sdk.metrics import (
+    Counter,
+    Histogram,
+    ObservableCounter,
+    ObservableGauge,
+    ObservableUpDownCounter,
+    UpDownCounter,
+)
+from opentelemetry.sdk.metrics.export import (
+    AggregationTemporality,
+    ExponentialHistogramDataPoint,
+    MetricReader,
+)
+from opentelemetry.sdk.metrics.view import (
+    Aggregation,
+    DropAggregation,
+    ExponentialBucketHistogramAggregation,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from opentelemetry.sdk.metrics.export import MetricsData
+
+__all__ = ["SLICE_SECONDS", "WINDOW_SECONDS", "Sketch", "Window", "WindowReader"]
+
+WINDOW_SECONDS = 300
+SLICE_SECONDS = 10
+_SLICES = WINDOW_SECONDS // SLICE_SECONDS
+_SCALE = 7
+"""Buckets are 0.54 % wide: no percentile is further off than that."""
+_BUCKETS = 4096
+"""At scale 7 they span a factor of 2^32, from 0.1 ms to five days; wider ones get coarser."""
+
+
+class Sketch:
+    """A histogram with buckets of equal ratio: bucket ``i`` holds ``base**i < x <= base**(i+1)``.
+
+    Not thread-safe. Its size is bounded by the buckets that were ever filled.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.minimum = math.inf
+        self.maximum = -math.inf
+        self._scale = _SCALE
+        self._zeros = 0
+        self._buckets: dict[int, int] = {}
+
+    def add_point(self, point: ExponentialHistogramDataPoint) -> None:
+        """Take what one collection brought. All values are zero or above."""
+        self._coarsen(point.scale)
+        shift = point.scale - self._scale
+        for place, count in enumerate(point.positive.bucket_counts, point.positive.offset):
+            if count:
+                index = place >> shift
+                self._buckets[index] = self._buckets.get(index, 0) + count
+        self._count(point.count, point.zero_count, point.min, point.max)
+
+    def merge(self, other: Sketch) -> None:
+        """Take everything that another sketch holds."""
+        self._coarsen(other._scale)
+        shift = other._scale - self._scale
+        for place, count in other._buckets.items():
+            index = place >> shift
+            self._buckets[index] = self._buckets.get(index, 0) + count
+        self._count(other.count, other._zeros, other.minimum, other.maximum)
+
+    def percentiles(self, *shares: float) -> tuple[float, ...]:
+        """Return the value at each share (0 to 1) of the samples in order; zeros where none are.
+
+        The value is that of the sample with rank ``ceil(share * count)``, found
+        by interpolation within its bucket.
+        """
+        filled = sorted(self._buckets.items())
+        return tuple(self._at(math.ceil(share * self.count), filled) for share in shares)
+
+    def _at(self, rank: int, filled: list[tuple[int, int]]) -> float:
+        rank = max(1, rank)
+        if not self.count or rank <= self._zeros:
+            return 0.0
+        seen = self._zeros
+        for index, count in filled:
+            if seen + count >= rank:
+                place = index + (rank - seen - 0.5) / count
+                value: float = 2.0 ** (place / 2.0**self._scale)
+                return min(max(value, self.minimum), self.maximum)
+            seen += count
+        return self.maximum
+
+    def _coarsen(self, scale: int) -> None:
+        shift = self._scale - scale
+        if shift <= 0:
+            return
+        coarse: dict[int, int] = {}
+        for place, count in self._buckets.items():
+            coarse[place >> shift] = coarse.get(place >> shift, 0) + count
+        self._buckets = coarse
+        self._scale = scale
+
+    def _count(self, count: int, zeros: int, minimum: float, maximum: float) -> None:
+        self.count += count
+        self._zeros += zeros
+        self.minimum = min(self.minimum, minimum)
+        self.maximum = max(self.maximum, maximum)
+
+
+@dataclass(slots=True)
+class _Slice:
+    """What was recorded in one stretch of 10 s."""
+
+    index: int
+    sketch: Sketch = field(default_factory=Sketch)
+    count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What a poll learns."""
+
+    latencies: Sketch
+    """Seconds, of the window."""
+    count: int
+    """What was counted within the window."""
+    total: int
+    """What was counted since the start."""
+    seconds: float
+    """The stretch that the window really covers: up to 300 s, less in the first minutes."""
+    uptime: float
+    """Seconds since the start."""
+
+    @property
+    def per_second(self) -> float:
+        """What was counted per second of the window."""
+        return self.count / self.seconds if self.seconds > 0 else 0.0
+
+
+class _Chosen(Aggregation):
+    """Aggregates one instrument and drops all others. A View would do it for every reader."""
+
+    def __init__(self, name: str, aggregation: Aggregation) -> None:
+        self._name = name
+        self._chosen = aggregation
+        self._dropped = DropAggregation()
+
+    def _create_aggregation(self, instrument: Any, *rest: Any) -> Any:  # noqa: ANN401 - SDK's own
+        kind = self._chosen if instrument.name == self._name else self._dropped
+        return kind._create_aggregation(instrument, *rest)  # noqa: SLF001 - as the SDK calls it
+
+
+class WindowReader(MetricReader):
+    """Keeps one histogram's last 300 s, and the rate and total of what is counted.
+
+    Safe from any thread. It belongs to the MeterProvider that it is passed to.
+    """
+
+    def __init__(
+        self,
+        *,
+        histogram: str,
+        counts: Callable[[Mapping[str, Any]], bool] = lambda _: True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Watch an instrument.
+
+        Args:
+            histogram: Its name; it counts seconds.
+            counts: Which points of the histogram count, by their attributes.
+            clock: Seconds, monotonic.
+        """
+        super().__init__(
+            preferred_temporality={Histogram: AggregationTemporality.DELTA},
+            preferred_aggregation=_aggregations(histogram),
+        )
+        self._counts = counts
+        self._clock = clock
+        self._started = clock()
+        self._total = 0
+        self._lock = threading.RLock()
+        """Held while the SDK collects; the SDK calls back in the same thread."""
+        self._slices: deque[_Slice] = deque([_Slice(self._index(self._started))])
+
+    def advance(self) -> None:
+        """Close the open slice if its time is over. To be called just before recording."""
+        if self._index(self._clock()) != self._slices[-1].index:
+            with self._lock:
+                self._rotate()
+
+    def count(self) -> None:
+        """Count one for the rate and the total."""
+        with self._lock:
+            self._rotate()
+            self._slices[-1].count += 1
+            self._total += 1
+
+    def read(self) -> Window:
+        """Return the window as it is now: one collection and one merge."""
+        with self._lock:
+            self._rotate()
+            self.collect()
+            now = self._clock()
+            merged = Sketch()
+            for each in self._slices:
+                merged.merge(each.sketch)
+            uptime = now - self._started
+            oldest = (self._slices[-1].index - _SLICES + 1) * SLICE_SECONDS
+            return Window(
+                latencies=merged,
+                count=sum(each.count for each in self._slices),
+                total=self._total,
+                seconds=min(uptime, now - oldest),
+                uptime=uptime,
+            )
+
+    def reset(self) -> None:
+        """Forget everything, as if the process had just started."""
+        with self._lock:
+            self._rotate()
+            self.collect()
+            self._started = self._clock()
+            self._total = 0
+            self._slices = deque([_Slice(self._index(self._started))])
+
+    def shutdown(self, timeout_millis: float = 30_000, **_: Any) -> None:  # noqa: ANN401 - SDK's
+        """Do nothing: there is nothing to stop, and the figures may still be read."""
+
+    def _rotate(self) -> None:
+        """Begin a new slice where the open one's time is over. The lock is held."""
+        index = self._index(self._clock())
+        if index == self._slices[-1].index:
+            return
+        self.collect()  # what waits was recorded in the slice that ends now
+        self._slices.append(_Slice(index))
+        while self._slices[0].index <= index - _SLICES:
+            self._slices.popleft()
+
+    def _receive_metrics(
+        self,
+        metrics_data: MetricsData,
+        timeout_millis: float = 10_000,  # noqa: ARG002 - the SDK's signature
+        **_: Any,  # noqa: ANN401
+    ) -> None:
+        with self._lock:
+            current = self._slices[-1]
+            for point in _points(metrics_data):
+                if isinstance(point, ExponentialHistogramDataPoint) and self._keeps(point):
+                    current.sketch.add_point(point)
+
+    def _keeps(self, point: ExponentialHistogramDataPoint) -> bool:
+        return self._counts(point.attributes or {})
+
+    def _index(self, now: float) -> int:
+        return int(now // SLICE_SECONDS)
+
+
+def _aggregations(histogram: str) -> dict[type, Aggregation]:
+    dropped = DropAggregation()
+    fine = ExponentialBucketHistogramAggregation(max_size=_BUCKETS, max_scale=_SCALE)
+    return {
+        Counter: dropped,
+        Histogram: _Chosen(histogram, fine),
+        UpDownCounter: dropped,
+        ObservableCounter: dropped,
+        ObservableUpDownCounter: dropped,
+        ObservableGauge: dropped,
+    }
+
+
+def _points(data: MetricsData) -> Iterator[Any]:
+    for resource in data.resource_metrics:
+        for scope in resource.scope_metrics:
+            for metric in scope.metrics:
+                yield from metric.data.data_points

@@ -1,0 +1,94 @@
+"""``pharos serve`` with a collector: what arrives there, and what its absence costs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from support.collector import attributes_of, black_hole, collector, dead_port
+from support.served import serve_model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+FLAGS = ("--served-model-name", "tiny", "--max-tokens", "8")
+
+
+def _chat(address: str) -> dict[str, Any]:
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}
+    request = urllib.request.Request(
+        f"http://{address}/v1/chat/completions",
+        data=json.dumps(body).encode(),
+        headers={
+            "Content-Type": "application/json",
+            "traceparent": f"00-{TRACE}-b7ad6b7169203331-01",
+        },
+    )
+    with urllib.request.urlopen(request, timeout=15) as answer:
+        found: dict[str, Any] = json.load(answer)
+        return found
+
+
+@contextlib.contextmanager
+def _endpoint(fault: str) -> Iterator[str]:
+    if fault == "dead":
+        yield f"http://127.0.0.1:{dead_port()}"
+    elif fault == "silent":
+        with black_hole() as endpoint:
+            yield endpoint
+    else:
+        with collector() as target:
+            target.status = 503
+            yield target.endpoint
+
+
+def test_a_request_is_a_trace_at_the_collector(tiny_model: Path) -> None:
+    """Spans continue the caller's trace, and carry the figures of the answer, like the metrics."""
+    with collector() as target:
+        with serve_model(tiny_model, *FLAGS, "--otlp-endpoint", target.endpoint) as served:
+            usage = _chat(served.address)["usage"]
+        spans = {span.name: span for span in target.spans()}
+        assert {"POST /v1/chat/completions", "chat tiny", "queue", "prefill", "decode"} <= set(
+            spans
+        )
+        assert {TRACE} == {span.trace_id.hex() for span in spans.values()}
+        told = attributes_of(spans["chat tiny"])
+        assert usage["completion_tokens"] == told["gen_ai.usage.output_tokens"]
+        points = target.metrics()["pharos.tokens"].sum.data_points
+        output = [each for each in points if attributes_of(each)["type"] == "output"]
+        assert [usage["completion_tokens"]] == [each.as_int or each.as_double for each in output]
+
+
+@pytest.mark.parametrize("fault", ["dead", "silent", "unavailable"])
+def test_an_absent_collector_is_not_noticed(fault: str, tiny_model: Path) -> None:
+    """Requests are answered, and SIGTERM ends the server with 0 within the telemetry's budget."""
+    with _endpoint(fault) as endpoint:
+        with serve_model(tiny_model, *FLAGS, "--otlp-endpoint", endpoint) as served:
+            for _ in range(5):
+                begin = time.monotonic()
+                _chat(served.address)
+                assert time.monotonic() - begin < 3.0
+            begin = time.monotonic()
+        assert time.monotonic() - begin < 8.0
+
+
+def test_the_older_servers_key_is_asked_for(tiny_model: Path) -> None:
+    """With METRICS_API_KEY set, /metrics is for those who send it."""
+    with serve_model(tiny_model, *FLAGS, variables={"METRICS_API_KEY": "geheim"}) as served:
+        for path in ("/metrics", "/v1/metrics"):
+            url = f"http://{served.address}{path}"
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(url, timeout=5)
+            assert 403 == refused.value.code
+            refused.value.close()
+            request = urllib.request.Request(url, headers={"Authorization": "Bearer geheim"})
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                assert 200 == answer.status

@@ -1,0 +1,202 @@
+"""The metrics routes of a running server: contract, access, methods, and what they measure."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jsonschema_rs
+import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from werkzeug.test import Client
+
+from mlx_pharos.engine.protocol import Delta, Failed, Finish, Step, StepFigures
+from mlx_pharos.server.observation import StepFolder
+from mlx_pharos.telemetry.collector import MetricsCollector, make_window
+from mlx_pharos.telemetry.folded import FoldedSet
+from mlx_pharos.telemetry.instruments import Instruments
+from support.client import CHAT, chat_body
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from support.client import RunningServer
+
+SCHEMA = json.loads(
+    (Path(__file__).parents[1] / "telemetry" / "metrics.schema.json").read_text(encoding="utf-8")
+)
+KEY = "metrics-s3cret"
+
+
+@pytest.fixture(scope="module")
+def keyed(tiny_model: Any, serving: Callable[..., Any]) -> Iterator[RunningServer]:
+    """A server with an API key and a metrics key."""
+    with serving(tiny_model, api_key="api-s3cret", metrics_api_key=KEY) as running:
+        yield running
+
+
+def test_the_contract_holds_from_the_first_poll(
+    tiny_model: Any, serving: Callable[..., Any]
+) -> None:
+    """Before the first request there are zeros and real memory; afterwards, what was done."""
+    with serving(tiny_model) as server:
+        first = server.get("/v1/metrics").json
+        jsonschema_rs.validate(SCHEMA, first)
+        assert 0 == first["throughput"]["total_requests"] == first["latency"]["samples"]
+        assert 0.0 == first["cache"]["hit_rate"] == first["latency"]["p99"]
+        assert first["memory"]["initial_mb"] > 100
+        for _ in range(3):
+            assert 200 == server.chat(max_tokens=4).status
+        second = server.get("/v1/metrics").json
+        jsonschema_rs.validate(SCHEMA, second)
+        assert 3 == second["throughput"]["total_requests"] == second["latency"]["samples"]
+        assert (2, 1) == (second["cache"]["hits"], second["cache"]["misses"])
+        assert 0 < second["latency"]["p50_ms"] <= second["latency"]["p99_ms"] < 10_000
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/v1/metrics"])
+def test_only_get_and_head(server: RunningServer, path: str) -> None:
+    """Other methods are a 405 that says what is allowed; HEAD has the headers and no body."""
+    for method in ("POST", "PUT", "DELETE", "OPTIONS", "PATCH"):
+        answer = server.request(method, path)
+        assert 405 == answer.status
+        assert "GET, HEAD" == answer.headers["Allow"]
+    head = server.request("HEAD", path)
+    assert (200, b"") == (head.status, head.body)
+    assert head.headers["Content-Type"] == server.get(path).headers["Content-Type"]
+
+
+@pytest.mark.parametrize("query", ["format=xml", "format=", "category=cpu", "category=cache,,"])
+def test_an_unknown_query_is_a_400(server: RunningServer, query: str) -> None:
+    """Values that do not exist are refused, by name."""
+    answer = server.get(f"/v1/metrics?{query}")
+    assert 400 == answer.status
+    assert query.partition("=")[0] == answer.error["param"]
+
+
+def test_formats_and_categories(server: RunningServer) -> None:
+    """Sections can be chosen, in both formats, each with its content type."""
+    chosen = server.get("/v1/metrics?category=cache,latency").json
+    assert {"timestamp", "uptime_seconds", "cache", "latency"} == chosen.keys()
+    text = server.get("/v1/metrics?format=prometheus&category=cache")
+    assert text.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    assert b"\nmlx_server_cache_hits " in text.body
+    assert b"latency" not in text.body
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/v1/metrics"])
+def test_the_metrics_key_opens_and_no_other(keyed: RunningServer, path: str) -> None:
+    """With a metrics key it is needed, also on this machine; the API key is another one."""
+    for authorization in ("", "Bearer wrong", "Bearer api-s3cret", f"Basic {KEY}"):
+        answer = keyed.request("GET", path, headers={"Authorization": authorization})
+        assert (403, "metrics_forbidden") == (answer.status, answer.error["code"])
+        assert KEY.encode() not in answer.body
+    assert 200 == keyed.request("GET", path, headers={"Authorization": f"Bearer {KEY}"}).status
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/v1/metrics"])
+def test_without_a_key_a_proxy_is_not_this_machine(server: RunningServer, path: str) -> None:
+    """A proxy on this machine that speaks for somebody else is turned away."""
+    answer = server.request("GET", path, headers={"X-Forwarded-For": "203.0.113.9"})
+    assert (403, "metrics_forbidden") == (answer.status, answer.error["code"])
+
+
+def test_the_engine_is_measured(server: RunningServer) -> None:
+    """After a request every number of the engine is there, and is real."""
+    assert 200 == server.chat(max_tokens=8).status
+    scrape = server.get("/metrics").body.decode()
+    values = {
+        line.rpartition(" ")[0]: float(line.rpartition(" ")[2])
+        for line in scrape.splitlines()
+        if not line.startswith("#")
+    }
+    assert 1 == values["pharos_engine_up"]
+    assert values['process_memory_usage_bytes{process="engine"}'] > 50_000_000
+    assert values['process_memory_usage_bytes{process="server"}'] > 50_000_000
+    active = values['pharos_memory_usage_bytes{kind="mlx_active"}']
+    assert 0 < active <= values['pharos_memory_usage_bytes{kind="mlx_peak"}']
+    assert values['pharos_prompt_cache_entries{tier="ram"}'] > 0
+    assert values["pharos_engine_step_duration_seconds_count"] > 7
+    assert values['pharos_inter_token_duration_seconds_count{model="tiny"}'] > 6
+    assert any(name.startswith("pharos_engine_info{") for name in values)
+
+
+def _calls_into_opentelemetry(action: Callable[[], object]) -> int:
+    """Count the calls of OpenTelemetry's functions that an action makes in this thread."""
+    count = 0
+
+    def look(frame: Any, event: str, _: object) -> None:
+        nonlocal count
+        count += event == "call" and "/opentelemetry/" in frame.f_code.co_filename
+
+    sys.setprofile(look)
+    try:
+        action()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def test_a_longer_stream_makes_no_more_calls_into_opentelemetry(server: RunningServer) -> None:
+    """What the server calls of OpenTelemetry is per request, never per token."""
+    application: Any = server.listener._servers[0].application
+    client = Client(application)
+
+    def stream(tokens: int) -> None:
+        body = chat_body(max_tokens=tokens, stream=True, logit_bias={"257": -100})
+        with client.post(CHAT, json=body, environ_base={"REMOTE_ADDR": "127.0.0.1"}) as answer:
+            assert answer.data.endswith(b"[DONE]\n\n")
+
+    stream(4)
+    # The least of three: now and then a request closes a slice of the window, or is scraped.
+    short, long = (
+        min(_calls_into_opentelemetry(lambda: stream(tokens)) for _ in range(3))  # noqa: B023
+        for tokens in (4, 400)
+    )
+    assert 0 < long <= short + 20
+
+
+def test_a_step_makes_no_call_into_opentelemetry() -> None:
+    """The reader thread folds plain numbers: time, batch, gaps between tokens, cache lookups."""
+    folded = FoldedSet()
+    instruments = Instruments(
+        MeterProvider(shutdown_on_exit=False).get_meter("test"), folded=folded, model="tiny"
+    )
+    collector = MetricsCollector(instruments, make_window())
+    folder = StepFolder(instruments, collector)
+    steps = [_step(number) for number in range(50)]
+    assert 0 == _calls_into_opentelemetry(lambda: list(map(folder, steps)))
+    gaps = instruments.inter_token.read()
+    assert 98 == sum(gaps.counts)
+    assert gaps.total == pytest.approx(98 * 0.01)
+    assert 50 == sum(instruments.step_duration.read().counts)
+    assert 100 == instruments.batch_size.read().total
+    folder(_step(50, Finish(1, 0, "stop", 5, 0, 51, 0.0, 0.1, 0.2, 0.3), Failed(2, "x")))
+    assert not folder._last_token
+
+
+def _step(number: int, *ends: Any) -> Step:
+    deltas = tuple(Delta(request, 0, (65,), "A", ()) for request in (1, 2))
+    return Step(
+        events=(*deltas, *ends),
+        at=100 + number * 0.01,
+        running=2,
+        waiting=0,
+        prompt_cache_entries=0,
+        prompt_cache_bytes=0,
+        prompt_cache_hits=number,
+        prompt_cache_misses=1,
+        figures=StepFigures(seconds=0.01, batch_size=2),
+    )
+
+
+def test_lookups_go_on_after_a_restart() -> None:
+    """An engine that begins to count again adds to what the one before had counted."""
+    instruments = Instruments(MeterProvider(shutdown_on_exit=False).get_meter("test"))
+    collector = MetricsCollector(instruments, make_window())
+    folder = StepFolder(instruments, collector)
+    for number in (7, 9, 2, 3):
+        folder(_step(number))
+    assert 12 == collector.get_cache_stats()["hits"]

@@ -1,0 +1,304 @@
+"""Exporters against real sockets: what arrives, what is lost, and how long a shutdown takes."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from mlx_pharos import __version__
+from mlx_pharos.telemetry.correlation import CURRENT
+from mlx_pharos.telemetry.telemetry import Telemetry, TelemetryOptions
+from support.collector import attributes_of, black_hole, collector, dead_port
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+FAULTS = ["dead", "silent", "unavailable"]
+
+
+@contextmanager
+def _endpoint(fault: str) -> Iterator[str]:
+    if fault == "dead":
+        yield f"http://127.0.0.1:{dead_port()}"
+    elif fault == "silent":
+        with black_hole() as endpoint:
+            yield endpoint
+    else:
+        with collector() as target:
+            target.status = 503
+            yield target.endpoint
+
+
+def _telemetry(endpoint: str = "", **options: Callable[[], float]) -> Telemetry:
+    return Telemetry(TelemetryOptions(model="tiny", otlp_endpoint=endpoint), **options)  # type: ignore[arg-type]
+
+
+def _threads() -> set[threading.Thread]:
+    return set(threading.enumerate())
+
+
+def _wait(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 15
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_nothing_configured_exports_nothing() -> None:
+    """Without an endpoint there is no exporter and no thread, and the views work."""
+    before = _threads()
+    with _telemetry() as telemetry:
+        telemetry.instruments.tokens.add(3, {"model": "tiny", "type": "output"})
+        assert not telemetry.exports
+        assert before == _threads()
+        text, _ = telemetry.prometheus.scrape()
+        assert 'pharos_tokens_total{model="tiny",type="output"} 3.0' in text
+        assert telemetry.window.read().total == 0
+
+
+def test_without_an_exporter_spans_are_only_ids() -> None:
+    """A span that nobody would see is not recorded, but its trace id can stand in the log."""
+    with _telemetry() as telemetry:
+        span = telemetry.tracer.start_span("x")
+        assert not span.is_recording()
+        assert span.get_span_context().trace_id
+
+
+def test_everything_arrives() -> None:
+    """Spans, metrics and the resource arrive at a collector, at the latest with the shutdown."""
+    with collector() as target:
+        telemetry = _telemetry(target.endpoint)
+        telemetry.tracer.start_span("work", attributes={"a": 1}).end()
+        telemetry.instruments.tokens.add(3, {"model": "tiny", "type": "output"})
+        telemetry.instruments.queue_duration.record(0.2, {"model": "tiny"})
+        telemetry.instruments.inter_token.fold(0.03, 4)
+        assert telemetry.shutdown()
+        metrics = target.metrics()
+        assert ["work"] == [span.name for span in target.spans()]
+        assert 3 == metrics["pharos.tokens"].sum.data_points[0].as_int
+        queue = metrics["pharos.request.queue.duration"]
+        assert 1 == queue.exponential_histogram.data_points[0].count
+        (point,) = metrics["pharos.inter_token.duration"].exponential_histogram.data_points
+        assert (4, {"model": "tiny"}) == (point.count, attributes_of(point))
+        resource = attributes_of(target.requests("traces")[0].resource_spans[0].resource)
+        assert ("pharos", __version__) == (resource["service.name"], resource["service.version"])
+        assert resource["service.instance.id"]
+        assert 0 == sum(each.value for each in telemetry.losses.readings())
+
+
+def test_opentelemetrys_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Endpoint, headers, service name and resource attributes come from the standard variables."""
+    with collector() as target:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", target.endpoint)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-tenant=lab")
+        monkeypatch.setenv("OTEL_SERVICE_NAME", "chat")
+        monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test")
+        with _telemetry() as telemetry:
+            telemetry.tracer.start_span("x").end()
+        resource = attributes_of(target.requests("traces")[0].resource_spans[0].resource)
+        assert ("chat", "test") == (
+            resource["service.name"],
+            resource["deployment.environment.name"],
+        )
+        assert all("lab" == each["x-tenant"] for each in target.headers)
+
+
+def test_the_sampler_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OTEL_TRACES_SAMPLER decides what is recorded."""
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
+    with collector() as target:
+        with _telemetry(target.endpoint) as telemetry:
+            telemetry.tracer.start_span("x").end()
+        assert [] == target.spans()
+
+
+def test_signals_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OTEL_METRICS_EXPORTER=none leaves the metrics here; logs go out only when asked for."""
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
+    with collector() as target:
+        with _telemetry(target.endpoint) as telemetry:
+            telemetry.tracer.start_span("x").end()
+            logging.getLogger("mlx_pharos").warning("stays here")
+        assert (1, [], []) == (len(target.spans()), target.requests("metrics"), target.logs())
+
+
+def test_the_log_is_sent_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With OTEL_LOGS_EXPORTER=otlp lines arrive with their fields and trace, without paths and texts."""
+    monkeypatch.setenv("OTEL_LOGS_EXPORTER", "otlp")
+    log = logging.getLogger("mlx_pharos.requests")
+    with collector() as target:
+        handlers = list(logging.getLogger().handlers)
+        with _telemetry(target.endpoint):
+            token = CURRENT.set(("0" * 31 + "a", "0" * 15 + "b"))
+            log.warning("request %d", 7, extra={"status": 200, "route": "/v1/models"})
+            CURRENT.reset(token)
+            try:
+                int("a prompt")
+            except ValueError:
+                log.exception("failed")
+        assert handlers == logging.getLogger().handlers
+        first, second = target.logs()
+    assert ("request 7", "WARNING") == (first.body.string_value, first.severity_text)
+    assert {"status": 200, "route": "/v1/models"} == attributes_of(first)
+    assert (10, 11) == (int(first.trace_id.hex(), 16), int(first.span_id.hex(), 16))
+    assert {"exception.type": "ValueError"} == attributes_of(second)
+    assert not second.trace_id
+    assert "a prompt" not in str(second)
+
+
+def test_the_sdk_can_be_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OTEL_SDK_DISABLED leaves no exporter, no figure and no error."""
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    before = _threads()
+    with collector() as target:
+        with _telemetry(target.endpoint) as telemetry:
+            telemetry.instruments.tokens.add(1, {})
+            telemetry.tracer.start_span("x").end()
+            assert ("", 0) == (telemetry.prometheus.scrape()[0], telemetry.window.read().total)
+            assert not telemetry.exports
+        assert [] == target.requests("traces")
+    assert before == _threads()
+
+
+def test_delta_temporality_reaches_folded_histograms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With delta preferred, each export has what came since the last one."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta")
+    with collector() as target, _telemetry(target.endpoint) as telemetry:
+        counts = []
+        for times in (3, 2):
+            telemetry.instruments.inter_token.fold(0.5, times)
+            telemetry.force_flush()
+            metric = target.metrics()["pharos.inter_token.duration"]
+            (point,) = metric.exponential_histogram.data_points
+            counts.append((point.count, sum(point.positive.bucket_counts)))
+        assert [(3, 3), (2, 2)] == counts
+
+
+def test_explicit_buckets_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The standard variable chooses the buckets of all histograms, folded ones included."""
+    monkeypatch.setenv(
+        "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION", "explicit_bucket_histogram"
+    )
+    with collector() as target:
+        with _telemetry(target.endpoint) as telemetry:
+            telemetry.instruments.inter_token.fold(0.5)
+            telemetry.instruments.gen_ai_request_duration.record(0.5)
+        for name in ("pharos.inter_token.duration", "gen_ai.server.request.duration"):
+            (point,) = target.metrics()[name].histogram.data_points
+            assert 1 == point.count
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_shutdown_keeps_its_budget(fault: str) -> None:
+    """With a collector that is dead, silent or failing, the shutdown ends within 5 s, losses counted."""
+    with _endpoint(fault) as endpoint:
+        telemetry = _telemetry(endpoint)
+        for _ in range(2000):
+            telemetry.tracer.start_span("x").end()
+        telemetry.instruments.tokens.add(1, {"model": "tiny", "type": "output"})
+        begin = time.monotonic()
+        telemetry.shutdown()
+        assert time.monotonic() - begin <= 5.0
+        assert 2000 == telemetry.losses.count("traces")
+        text, _ = telemetry.prometheus.scrape()
+        assert 'pharos_telemetry_dropped_total{signal="traces"' in text
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_ending_a_span_never_waits(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However the collector is, 20,000 spans end at once, and memory holds one queue of them."""
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "100")
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "10")
+    with _endpoint(fault) as endpoint:
+        telemetry = _telemetry(endpoint)
+        longest = 0.0
+        for _ in range(20_000):
+            span = telemetry.tracer.start_span("x")
+            begin = time.monotonic()
+            span.end()
+            longest = max(longest, time.monotonic() - begin)
+        assert longest < 0.5
+        assert telemetry.losses.count("traces", "queue_full") >= 19_000
+        begin = time.monotonic()
+        telemetry.shutdown(budget_seconds=0.5)
+        assert time.monotonic() - begin <= 0.5
+        assert 20_000 == telemetry.losses.count("traces")
+
+
+def test_recovery_comes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once the collector answers again, new spans and metrics arrive without a restart."""
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
+    monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "50")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.2")
+    port = dead_port()
+    with _telemetry(f"http://127.0.0.1:{port}") as telemetry:
+        telemetry.tracer.start_span("lost").end()
+        telemetry.instruments.tokens.add(7, {"model": "tiny", "type": "output"})
+        _wait(lambda: telemetry.losses.count("traces") == 1)
+        _wait(lambda: telemetry.losses.count("metrics") > 0)
+        with collector(port) as target:
+            telemetry.tracer.start_span("seen").end()
+            _wait(lambda: [span.name for span in target.spans()] == ["seen"])
+            _wait(lambda: "pharos.telemetry.dropped" in target.metrics())
+            metrics = target.metrics()
+            assert 7 == metrics["pharos.tokens"].sum.data_points[0].as_int
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_log_has_one_line_a_minute(
+    fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A failing collector is said once a minute, with its reason, however often it fails."""
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")
+    monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "20")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.1")
+    clock = [1000.0]
+    caplog.set_level(logging.DEBUG)
+
+    def lines() -> list[str]:
+        return [
+            each.getMessage()
+            for each in caplog.records
+            if each.levelno >= logging.WARNING or each.name.startswith("opentelemetry")
+        ]
+
+    def fail(times: int) -> None:
+        before = telemetry.losses.count("metrics")
+        for _ in range(times):
+            now = telemetry.losses.count("traces")
+            telemetry.tracer.start_span("x").end()
+            _wait(lambda now=now: telemetry.losses.count("traces") > now)  # type: ignore[misc]
+        _wait(lambda: telemetry.losses.count("metrics") > before)
+
+    with _endpoint(fault) as endpoint, _telemetry(endpoint, clock=lambda: clock[0]) as telemetry:
+        fail(3)
+        (line,) = lines()
+        assert "does not reach the collector" in line
+        assert "export" in line
+        clock[0] += 61
+        fail(3)
+        assert 2 == len(lines())
+        assert "held back" in lines()[1]
+
+
+def test_the_packages_log_again_after_a_shutdown() -> None:
+    """What OpenTelemetry's packages log is only taken while telemetry runs."""
+    source = logging.getLogger("opentelemetry")
+    seen = [(source.propagate, len(source.handlers))]
+    with _telemetry():
+        seen.append((source.propagate, len(source.handlers)))
+    seen.append((source.propagate, len(source.handlers)))
+    assert [(True, 0), (False, 1), (True, 0)] == seen
+
+
+def test_a_shutdown_may_be_repeated() -> None:
+    """Only the first shutdown does something, and the views go on."""
+    telemetry = _telemetry()
+    assert telemetry.shutdown()
+    assert telemetry.shutdown()
+    assert "target_info" in telemetry.prometheus.scrape()[0]
