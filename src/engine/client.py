@@ -109,8 +109,9 @@ class EngineClient:
         """Set when no engine will come any more."""
         self._ids = itertools.count(1)
         self._last_step: Step | None = None
+        self._listener_failed = False
         self.on_step: Callable[[Step], None] = _ignore
-        """Told of each step in the reader thread before anybody else; must be quick and not raise."""
+        """Told of each step in the reader thread before anybody else; must be quick."""
         self.on_loaded: Callable[[], None] = _nothing
         """Told in the reader thread that the engine is ready, from now on or already."""
         self.loaded: Loaded | None = None
@@ -308,7 +309,7 @@ class EngineClient:
         match message:
             case Step():
                 self._last_step = message
-                self.on_step(message)
+                self._tell(lambda: self.on_step(message))
                 for event in message.events:
                     self._deliver(event)
             case Accepted() | Rejected() | Failed():
@@ -316,10 +317,19 @@ class EngineClient:
             case Loaded():
                 self.loaded = message
                 self.down_reason = ""
-                self.on_loaded()
+                self._tell(self.on_loaded)
                 self._settle(EngineState.READY)
             case LoadFailed():
                 self.down_reason = message.reason
+
+    def _tell(self, listener: Callable[[], None]) -> None:
+        """Call a listener. Whatever it raises, the requests go on, and the log says so once."""
+        try:
+            listener()
+        except Exception:  # noqa: BLE001 - the border to code of other rooms
+            if not self._listener_failed:
+                _log.exception("a listener of the engine failed; its figures are incomplete")
+            self._listener_failed = True
 
     def _deliver(self, event: protocol.RequestEvent) -> None:
         entry = self._in_flight.get(event.id)

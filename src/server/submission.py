@@ -62,8 +62,9 @@ class Submission:
 
     @property
     def cached_tokens(self) -> int:
-        """Prompt tokens from the prompt cache: of the first choice, as the others read what that
-        one has just stored.
+        """Prompt tokens of the first choice that came from the prompt cache.
+
+        The others read what that one has just stored.
         """
         first = self.finishes.get(0)
         return first.cached_tokens if first else 0

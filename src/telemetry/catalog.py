@@ -151,6 +151,7 @@ _REQUESTS = (
         "gen_ai.server.time_to_first_token", "s", _FIRST_TOKEN,
         "Time from a generation request's arrival to its first token, successful ones only.",
         *_GEN_AI,
+        kind=Kind.FOLDED,
     ),
     _histogram(
         "gen_ai.server.time_per_output_token", "s", _INTER_TOKEN,

@@ -31,7 +31,7 @@ from opentelemetry.sdk.metrics.export import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping, Sequence
 
     from opentelemetry.trace import SpanContext
 
@@ -128,14 +128,17 @@ class FoldedHistogram:
         with self._lock:
             return [each for each in self._marks.values() if each.time_unix_nano >= since_ns]
 
-    def fold_all(self, values: Iterable[float]) -> None:
+    def fold_all(self, values: Sequence[float]) -> None:
         """Count several values, such as those of one step."""
         bounds, counts = self._bounds, self._counts
         with self._lock:
+            total = self._total
             for value in values:
                 counts[bisect_left(bounds, value)] += 1
-                self._total += value
-                if self._exponential:
+                total += value
+            self._total = total
+            if self._exponential:
+                for value in values:
                     self._fold_fine(value, 1)
 
     def read(self) -> _Tally:
@@ -148,7 +151,8 @@ class FoldedHistogram:
             self._zeros += times
             return
         place = math.ceil(math.log2(value) * _PER_OCTAVE) - 1
-        place = min(max(place, _LEAST), _GREATEST)
+        if not _LEAST <= place <= _GREATEST:
+            place = min(max(place, _LEAST), _GREATEST)
         self._fine[place] = self._fine.get(place, 0) + times
 
 

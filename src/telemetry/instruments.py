@@ -72,10 +72,10 @@ class Instruments:
         self._observed: set[str] = set()
 
         self.gen_ai_request_duration = self._histogram("gen_ai.server.request.duration")
-        self.gen_ai_time_to_first_token = self._histogram("gen_ai.server.time_to_first_token")
 
         self._folded = folded or FoldedSet()
         self.http_request_duration = self._family("http.server.request.duration")
+        self.gen_ai_time_to_first_token = self._family("gen_ai.server.time_to_first_token")
         self.gen_ai_time_per_output_token = self._family("gen_ai.server.time_per_output_token")
         self.queue_duration = self._family("pharos.request.queue.duration")
         self.prefill_duration = self._family("pharos.request.prefill.duration")

@@ -200,3 +200,17 @@ def test_lookups_go_on_after_a_restart() -> None:
     for number in (7, 9, 2, 3):
         folder(_step(number))
     assert 12 == collector.get_cache_stats()["hits"]
+
+
+def test_a_failing_listener_costs_no_request(
+    tiny_model: Any, serving: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Should the figures of a step ever fail to be folded, requests go on, and the log says so."""
+
+    def fail(_: Step) -> None:
+        raise ZeroDivisionError
+
+    with serving(tiny_model) as server:
+        server.engine.on_step = fail
+        assert [200, 200] == [server.chat().status for _ in range(2)]
+    assert 1 == caplog.text.count("a listener of the engine failed")

@@ -19,6 +19,7 @@ __all__ = ["GENERATION_ROUTES", "Seen", "Traffic"]
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 GENERATION_ROUTES = {CHAT, COMPLETIONS}
+_BEGINNING = "Every prompt begins alike, and the prompt cache knows it. "
 _EOS_OFF = {"257": -100, "258": -100, "259": -100, "256": -100}
 
 
@@ -146,7 +147,7 @@ class Traffic:
 
 
 def _request(kind: str, draw: random.Random) -> tuple[str, str, str, Any, dict[str, str]]:
-    text = "".join(draw.choices("abcdefgh ", k=draw.randrange(5, 120)))
+    text = _BEGINNING + "".join(draw.choices("abcdefgh ", k=draw.randrange(5, 120)))
     chat: dict[str, Any] = {
         "model": draw.choice(["tiny", "org/other"]),
         "messages": [{"role": "user", "content": text}],
@@ -171,7 +172,7 @@ def _request(kind: str, draw: random.Random) -> tuple[str, str, str, Any, dict[s
     more: dict[str, dict[str, Any]] = {
         "plain": ends | {"n": draw.randrange(1, 4)},
         "stream": streamed | {"n": draw.randrange(1, 3)},
-        "wide": {"n": 12},
+        "wide": {"n": 40, "max_tokens": 2},
     }
     return "POST", CHAT, CHAT, chat | more.get(kind, endless), {}
 
