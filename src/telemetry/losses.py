@@ -92,7 +92,7 @@ class ThrottledLog(logging.Handler):
         """Leave the packages' lines to the root logger again."""
         if self in self._source.handlers:
             self._source.removeHandler(self)
-            self._source.propagate = True
+            self._source.propagate = not self._source.handlers
         super().close()
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -289,11 +289,11 @@ def test_the_log_has_one_line_a_minute(
 def test_the_packages_log_again_after_a_shutdown() -> None:
     """What OpenTelemetry's packages log is only taken while telemetry runs."""
     source = logging.getLogger("opentelemetry")
-    before = (source.propagate, list(source.handlers))
+    before = source.propagate, len(source.handlers)
     with _telemetry():
-        during = (source.propagate, len(source.handlers))
-    assert before == (source.propagate, list(source.handlers))
-    assert (False, len(before[1]) + 1) == during
+        assert (False, before[1] + 1) == (source.propagate, len(source.handlers))
+    assert before == (source.propagate, len(source.handlers))
+    assert source.propagate == (not source.handlers)
 
 
 def test_a_shutdown_may_be_repeated() -> None:
