@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import pytest
@@ -12,3 +13,11 @@ def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [*os.environ]:
         if name.startswith("OTEL_"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Telemetry of servers that other tests keep running does not take the packages' log."""
+    source = logging.getLogger("opentelemetry")
+    monkeypatch.setattr(source, "handlers", [])
+    monkeypatch.setattr(source, "propagate", True)
