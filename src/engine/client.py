@@ -112,7 +112,9 @@ class EngineClient:
         self._listener_failed = False
         self.on_step: Callable[[Step], None] = _ignore
         """Told of each step in the reader thread before anybody else; must be quick."""
-        self.on_loaded: Callable[[], None] = _nothing
+        self.on_restart: Callable[[str], None] = _ignore
+        """Told in the reader thread how the engine ended that is started again."""
+        self.on_loaded: Callable[[], None] = _ignore
         """Told in the reader thread that the engine is ready, from now on or already."""
         self.loaded: Loaded | None = None
         self.down_reason = ""
@@ -258,8 +260,9 @@ class EngineClient:
         """Read from one engine after the other. The reader thread's body."""
         while True:
             self._read()
-            self._end_all(self._process.describe_end())
-            if not self._start_again():
+            ending = self._process.describe_end()
+            self._end_all(ending)
+            if not self._start_again(ending):
                 self._set_gone()
                 return
 
@@ -274,7 +277,7 @@ class EngineClient:
         except Exception:  # noqa: BLE001 - a thread's border: every request must be told
             _log.exception("the engine sent a message that cannot be read")
 
-    def _start_again(self) -> bool:
+    def _start_again(self, ending: str) -> bool:
         """Start another engine after a while; False where there is to be none."""
         if self.loaded is None:
             return False  # the first load failed: the next would, too
@@ -302,6 +305,7 @@ class EngineClient:
             process.stop()  # closed meanwhile, when it could only stop the old one
         process.start(self._options)
         self.restarts += 1
+        self._tell(lambda: self.on_restart(ending))
         _log.warning("the engine is started again")
         return True
 
@@ -390,9 +394,5 @@ class EngineClient:
         return EngineDiedError("The engine died while this request ran. Try again.")
 
 
-def _ignore(_: Step) -> None:
-    pass
-
-
-def _nothing() -> None:
+def _ignore(*_: object) -> None:
     pass

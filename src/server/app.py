@@ -32,7 +32,7 @@ from .generate import GenerateRoute
 from .json_body import shown
 from .json_text import error_json
 from .metrics import METRICS_PATHS, add_metrics_routes
-from .observation import StepFolder, observe_engine, resident_memory
+from .observation import RestartCounter, StepFolder, observe_engine, resident_memory
 from .reports import add_report_routes
 from .request_id import choose_request_id
 from .run import ClientGoneError
@@ -117,6 +117,7 @@ def _add_telemetry(
     observe_engine(instruments, options, engine, memory)
     engine.on_step = StepFolder(instruments, collector)
     engine.on_loaded = memory.mark
+    engine.on_restart = RestartCounter(instruments)
     if engine.loaded is not None:
         memory.mark()
     add_metrics_routes(app, options, telemetry, collector)

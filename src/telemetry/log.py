@@ -64,12 +64,13 @@ _FIELDS = tuple(field.name for field in dataclasses.fields(RequestLine))
 
 
 def log_request(line: RequestLine) -> None:
-    """Log a finished request: server errors as errors, all else as information.
+    """Log a finished request: failures as errors, refusals as warnings, all else as information.
 
     Any thread may call it. It never raises: :mod:`logging` swallows a broken stderr.
     """
-    error = line.failed or line.status >= 500  # noqa: PLR2004 - HTTP
-    level = logging.ERROR if error else logging.INFO
+    level = logging.WARNING if line.status >= 500 else logging.INFO  # noqa: PLR2004 - HTTP
+    if line.failed or line.status == 500:  # noqa: PLR2004 - HTTP
+        level = logging.ERROR
     if not _requests.isEnabledFor(level):
         return
     fields = {

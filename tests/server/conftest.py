@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
+    from mlx_pharos.resilience.restarts import RestartPolicy
     from mlx_pharos.telemetry.telemetry import Telemetry
 
 __all__ = ["server", "serving"]
@@ -28,7 +29,12 @@ __all__ = ["server", "serving"]
 
 @contextlib.contextmanager
 def _serving(
-    model: Path, *, ready: bool = True, telemetry: Telemetry | None = None, **settings: Any
+    model: Path,
+    *,
+    ready: bool = True,
+    telemetry: Telemetry | None = None,
+    restarts: RestartPolicy | None = None,
+    **settings: Any,
 ) -> Iterator[RunningServer]:
     defaults: dict[str, Any] = {
         "served_model_names": ("tiny", "org/other"),
@@ -52,6 +58,7 @@ def _serving(
         ),
         max_batch=options.max_batch,
         max_queue=options.max_queue,
+        restarts=restarts,
     )
     shutdown = Shutdown()
     telemetry = telemetry or start_telemetry(options)

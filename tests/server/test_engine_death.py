@@ -7,6 +7,7 @@ import signal
 import threading
 from typing import TYPE_CHECKING, Any
 
+from mlx_pharos.resilience.restarts import RestartPolicy
 from support.client import CHAT, Answer, chat_body, events, wait_until
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def test_without_an_engine_the_server_answers_everything_else(
     tiny_model: Path, serving: Callable[..., Any]
 ) -> None:
     """Alive and not ready; new requests are refused, and the body of one is still judged."""
-    with serving(tiny_model) as server:
+    with serving(tiny_model, restarts=RestartPolicy(limit=0)) as server:
         os.kill(server.engine.pid, signal.SIGKILL)
         wait_until(lambda: server.get("/readyz").status == 503)
 
@@ -66,3 +67,17 @@ def test_without_an_engine_the_server_answers_everything_else(
             server.chat().error["code"],
         )
         assert 400 == server.post(CHAT, chat_body(n=0)).status
+
+
+def test_a_restart_is_counted_and_serves(tiny_model: Path, serving: Callable[..., Any]) -> None:
+    """The server is ready again by itself, and the scrape says how the old engine ended."""
+    with serving(tiny_model) as server:
+        before = server.chat(temperature=0).json["choices"][0]["message"]
+        os.kill(server.engine.pid, signal.SIGKILL)
+        wait_until(lambda: server.get("/readyz").status == 503)
+        wait_until(lambda: server.get("/readyz").status == 200)
+        assert before == server.chat(temperature=0).json["choices"][0]["message"]
+        assert (
+            'pharos_engine_restarts_total{reason="SIGKILL"} 1'
+            in server.get("/metrics").body.decode()
+        )
