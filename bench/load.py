@@ -17,7 +17,6 @@ __all__ = ["Load", "Outcome", "run_load"]
 
 _CONTENT = re.compile(rb'"content": ?"[^"]')
 _TOKENS = re.compile(rb'"completion_tokens": ?(\d+)')
-_LIMIT_SECONDS = 300.0
 _ATTEMPTS = 20
 
 
@@ -32,6 +31,8 @@ class Load:
     salt: str
     """Goes into every prompt, so that no run finds another's in a prompt cache."""
     prompt: str = "Tell me a long story about the sea"
+    limit_seconds: float = 300.0
+    """What has not completed by then has failed."""
 
 
 @dataclass
@@ -117,7 +118,7 @@ def run_load(load: Load) -> Outcome:
     for number in range(load.streams):
         chat = _Chat(load, number)
         selector.register(chat.socket, selectors.EVENT_WRITE, chat)
-    deadline = begin + _LIMIT_SECONDS
+    deadline = begin + load.limit_seconds
     while selector.get_map() and time.monotonic() < deadline:
         for key, _ in selector.select(timeout=1):
             _advance(selector, outcome, key)
