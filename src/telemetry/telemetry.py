@@ -61,7 +61,6 @@ _MARGIN_SECONDS = 0.25
 """Of the budget, for what comes after the last export."""
 _SERIES = 1000
 """Series per instrument and reader at most; the closed sets of the catalog stay far below."""
-_CONTENT = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,15 +159,6 @@ class Telemetry:
     def exports(self) -> bool:
         """Whether anything is sent anywhere."""
         return bool(self._closables)
-
-    @property
-    def captures_content(self) -> bool:
-        """Whether the operator wants prompts and answers in the spans. Off by default."""
-        return os.environ.get(_CONTENT, "").strip().lower() in {
-            "true",
-            "span_only",
-            "span_and_event",
-        }
 
     def shutdown(self, budget_seconds: float = BUDGET_SECONDS) -> bool:
         """Send what waits, all signals at the same time, and stop. Safe to call again.
