@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from support.client import CHAT, COMPLETIONS, chat_body, wait_until
+from support.client import CHAT, COMPLETIONS, chat_body, read_answer, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -160,7 +160,7 @@ def test_a_chunked_body_over_the_limit_is_a_413(server: RunningServer) -> None:
             "Transfer-Encoding: chunked\r\n\r\n".encode()
         )
         connection.sendall(f"{limit + 1:x}\r\n".encode() + b" " * (limit + 1) + b"\r\n0\r\n\r\n")
-        assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
+        assert read_answer(connection)[0].startswith(b"HTTP/1.1 413 ")
 
 
 def test_a_chunked_body_within_the_limit_is_read(server: RunningServer) -> None:

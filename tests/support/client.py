@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 import time
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from mlx_pharos.server.options import ServerOptions
     from mlx_pharos.server.shutdown import Shutdown
 
-__all__ = ["Answer", "RunningServer", "events", "wait_until"]
+__all__ = ["Answer", "RunningServer", "events", "read_answer", "wait_until"]
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -123,6 +124,22 @@ def chat_body(**fields: Any) -> dict[str, Any]:
     """Return a chat request."""
     message = {"role": "user", "content": "Hello"}
     return {"model": "tiny", "messages": [message], "max_tokens": 8, "temperature": 0} | fields
+
+
+def read_answer(connection: socket.socket) -> tuple[bytes, bytes]:
+    """Return the head and the body of one answer that declares its length.
+
+    One read may bring any part of it: the server may send head and body apart.
+    """
+    received = b""
+    while True:
+        head, end, body = received.partition(b"\r\n\r\n")
+        declared = re.search(rb"\r\ncontent-length: *(\d+)", head, re.IGNORECASE)
+        if end and declared and len(body) >= int(declared[1]):
+            return head, body[: int(declared[1])]
+        chunk = connection.recv(65536)
+        assert chunk, received
+        received += chunk
 
 
 def wait_until(condition: Callable[[], bool], timeout: float = 10.0) -> None:

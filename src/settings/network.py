@@ -1,0 +1,90 @@
+"""The settings of the network: addresses, keys, connections, what a client may send."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, SecretStr, field_validator
+
+from .field import check_secret, parse_size, setting
+
+__all__ = ["NetworkSettings"]
+
+
+class NetworkSettings(BaseModel):
+    """The group "Network"."""
+
+    host: str = setting(
+        "127.0.0.1",
+        "The address to listen on.",
+        group="Network",
+        reason="Only programs on this machine can connect until you decide otherwise.",
+        metavar="ADDRESS",
+        min_length=1,
+    )
+    port: int = setting(
+        8080,
+        "The TCP port to listen on. 0: a free one, which the log names.",
+        group="Network",
+        reason="It needs no privileges, and mlx_lm.server uses it too.",
+        metavar="PORT",
+        ge=0,
+        le=65535,
+    )
+    api_key: SecretStr | None = setting(
+        None,
+        "The key that clients of /v1 must send as a bearer token. Unset: none is asked for. "
+        "There is no flag: other users of the machine can see the flags of a process.",
+        group="Network",
+        reason="On 127.0.0.1 a key protects little; set one before you change the host.",
+        flag=False,
+    )
+    threads: int = setting(
+        0,
+        "Threads that answer requests. 0: enough for every request that can be admitted, "
+        "and some for refusals and health checks.",
+        group="Network",
+        reason="A running request holds a thread; with fewer, /livez would wait for streams.",
+        metavar="N",
+        ge=0,
+        le=8192,
+    )
+    connection_limit: int = setting(
+        0,
+        "Connections open at the same time at most, idle ones included. "
+        "0: one per thread, and 128 for idle ones.",
+        group="Network",
+        reason="At the limit the server is deaf, so it must lie above the threads.",
+        metavar="N",
+        ge=0,
+        le=65536,
+    )
+    max_body_bytes: Annotated[int, BeforeValidator(parse_size)] = setting(
+        10 * 1024**2,
+        "The largest request body, for example 10MiB. A larger one is answered with 413.",
+        group="Network",
+        reason="It holds a prompt of over two million tokens; more is a mistake or an attack.",
+        metavar="SIZE",
+        ge=1024,
+        le=2**30,
+    )
+    keep_alive: float = setting(
+        10.0,
+        "Seconds without a token after which a stream gets a comment.",
+        group="Network",
+        reason="Proxies drop a silent connection after 30 to 60 seconds.",
+        metavar="SECONDS",
+        gt=0,
+        le=3600,
+    )
+    shutdown_grace: float = setting(
+        25.0,
+        "Seconds that running requests get to finish when the server is told to stop.",
+        group="Network",
+        reason="Kubernetes kills 30 seconds after it asks.",
+        metavar="SECONDS",
+        ge=0,
+        le=86400,
+    )
+
+    _check_api_key = field_validator("api_key")(check_secret)

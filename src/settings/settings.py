@@ -1,0 +1,89 @@
+"""All groups together: the one object that the rest of the program is given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from pydantic import model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ..resilience.sizing import thread_count
+from .engine import EngineSettings
+from .model import STARTER, ModelSettings
+from .network import NetworkSettings
+from .telemetry import TelemetrySettings
+
+if TYPE_CHECKING:
+    from pydantic_settings import PydanticBaseSettingsSource
+
+__all__ = ["GROUPS", "STARTER", "Settings"]
+
+GROUPS = ("Model", "Network", "Engine", "Answers", "Telemetry", "Logs")
+"""The order of the settings' groups in the help and in the reference."""
+
+
+class Settings(TelemetrySettings, EngineSettings, NetworkSettings, ModelSettings, BaseSettings):
+    """What the operator decides. Frozen; every value is valid once the object exists.
+
+    Construction takes explicit values alone; :func:`mlx_pharos.config.load_settings`
+    reads flags, environment and file. The bases stand in reverse, because
+    pydantic takes the fields of the last base first.
+    """
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        env_prefix="PHAROS_",
+        env_ignore_empty=True,
+        extra="forbid",
+        protected_namespaces=(),
+        validate_default=True,
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take explicit values alone: ``sources`` reads the rest and remembers where it was."""
+        del settings_cls, env_settings, dotenv_settings, file_secret_settings
+        return (init_settings,)
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        """Compare settings with each other; one line for each that does not fit, its name first."""
+        wrong: list[str] = []
+        admitted = self.max_batch + self.max_queue
+        if 0 < self.threads <= admitted:
+            wrong.append(
+                f"threads should be 0, or more than max_batch + max_queue ({admitted}): "
+                "a running request holds a thread, and health checks need one"
+            )
+        enough = 0 if wrong else self.threads
+        threads = thread_count(enough, max_batch=self.max_batch, max_queue=self.max_queue)
+        if 0 < self.connection_limit <= threads:
+            wrong.append(
+                f"connection_limit should be 0, or more than there are threads ({threads})"
+            )
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
+
+    @property
+    def served_names(self) -> tuple[str, ...]:
+        """The names that requests may use; the first is the one in answers."""
+        return self.served_model_name or (_name_of(self.model),)
+
+
+def _name_of(model: str) -> str:
+    """Derive a name for requests: a repository's id as it is, a path's last part."""
+    path = Path(model)
+    if model == STARTER or not (
+        path.is_absolute() or model.startswith((".", "~")) or path.exists()
+    ):
+        return model.removesuffix(".gguf")
+    return path.expanduser().resolve().name.removesuffix(".gguf")
