@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import mlx.core as mx
 
@@ -21,6 +21,9 @@ _Filter = tuple[float, float, int]
 _COLDEST = 1e-5
 """Below it is greedy: the scaled differences would leave the range of float32."""
 _NO_FILTER: _Filter = (1.0, 0.0, 0)
+_CANDIDATES = 1024
+"""The most likely tokens, among which top-p, min-p and top-k nearly always find all that they keep.
+On the CPU it takes a tenth of the time of sorting a vocabulary of 49,152 to find them."""
 _MASK = (1 << 64) - 1
 
 
@@ -54,7 +57,7 @@ def sample(logprobs: mx.array, rows: Sequence[Draws]) -> mx.array:
     """Draw one token per row: a few operations for the batch, not a few per row.
 
     Args:
-        logprobs: Shape (rows, vocabulary).
+        logprobs: Shape (rows, vocabulary); the probabilities of a row add up to 1.
         rows: Whose turn it is in each row.
 
     Returns:
@@ -62,15 +65,54 @@ def sample(logprobs: mx.array, rows: Sequence[Draws]) -> mx.array:
     """
     if all(row.temperature == 0 for row in rows):
         return mx.argmax(logprobs, axis=-1)
-    filtered = _filter_rows(logprobs, [row.filter for row in rows])
-    # A greedy row is scaled by 1 here and replaced below.
-    scales = mx.array([[1.0 / (row.temperature or 1.0)] for row in rows])
     keys = mx.array([row.next_key() for row in rows], dtype=mx.uint32)
-    drawn = _categorical_rows(filtered * scales, keys)
+    filtered = any(row.filter != _NO_FILTER for row in rows)
+    if filtered and logprobs.shape[-1] > 2 * _CANDIDATES and mx.default_device() == mx.cpu:
+        drawn = _draw_among_candidates(logprobs, rows, keys)
+    else:
+        drawn = _draw_among_all(logprobs, rows, keys)
     if any(row.temperature == 0 for row in rows):
         greedy = mx.array([row.temperature == 0 for row in rows])
         drawn = mx.where(greedy, mx.argmax(logprobs, axis=-1), drawn)
     return drawn
+
+
+def _draw_among_all(logprobs: mx.array, rows: Sequence[Draws], keys: mx.array) -> mx.array:
+    """Draw from the whole vocabulary. Nothing is evaluated here, so a GPU goes on meanwhile."""
+    filtered = _filter_rows(logprobs, [row.filter for row in rows])
+    return _categorical_rows(filtered * _scales(rows), keys)
+
+
+def _draw_among_candidates(logprobs: mx.array, rows: Sequence[Draws], keys: mx.array) -> mx.array:
+    """Draw as above; a row whose filters keep no more than the most likely tokens draws among them.
+
+    Whether it does depends on nothing but the row itself, so the same seed
+    still gives the same token whatever else is in the batch. Evaluates.
+    """
+    filters = [row.filter for row in rows]
+    places = mx.argpartition(-logprobs, _CANDIDATES - 1, axis=-1)[:, :_CANDIDATES]
+    ascending = mx.argsort(mx.take_along_axis(logprobs, places, axis=-1), axis=-1)
+    tokens = mx.take_along_axis(places, ascending, axis=-1)
+    likely = mx.take_along_axis(logprobs, tokens, axis=-1)
+    kept = _cut_by(likely, likely, filters)
+    # Where the least likely candidate is out, so is every token that is no candidate.
+    complete = cast("list[bool]", (kept[:, 0] == -mx.inf).tolist())
+    place = _categorical_rows(kept * _scales(rows), keys)
+    drawn = mx.take_along_axis(tokens, place[:, None], axis=-1)[:, 0]
+    others = [
+        index
+        for index, (row, whole) in enumerate(zip(rows, complete, strict=True))
+        if row.temperature and not whole
+    ]
+    if others:
+        at = mx.array(others)
+        drawn[at] = _draw_among_all(logprobs[at], [rows[index] for index in others], keys[at])
+    return drawn
+
+
+def _scales(rows: Sequence[Draws]) -> mx.array:
+    """Return what each row is multiplied with, shape (rows, 1); 1 for a greedy row."""
+    return mx.array([[1.0 / (row.temperature or 1.0)] for row in rows])
 
 
 def _categorical(logits: mx.array, key: mx.array) -> mx.array:
@@ -90,31 +132,52 @@ def _filter_rows(logprobs: mx.array, filters: list[_Filter]) -> mx.array:
     """
     if all(each == _NO_FILTER for each in filters):
         return logprobs
-    best = mx.max(logprobs, axis=-1, keepdims=True)
-    threshold = best + mx.log(mx.array([[min_p] for _, min_p, _ in filters]))
-    if any(top_p < 1.0 or top_k for top_p, _, top_k in filters):
-        ascending = mx.sort(logprobs, axis=-1)
-        threshold = mx.maximum(threshold, _top_p_threshold(ascending, filters))
-        threshold = mx.maximum(threshold, _top_k_threshold(ascending, filters))
+    if all(top_p >= 1.0 and not top_k for top_p, _, top_k in filters):
+        best = mx.max(logprobs, axis=-1, keepdims=True)
+        return _cut(logprobs, best, _min_p_threshold(best, filters))
+    return _cut_by(logprobs, mx.sort(logprobs, axis=-1), filters)
+
+
+def _cut_by(logprobs: mx.array, ascending: mx.array, filters: list[_Filter]) -> mx.array:
+    """Filter with the help of each row's most likely tokens, or all of them, in order."""
+    best = ascending[:, -1:]
+    threshold = mx.maximum(
+        _min_p_threshold(best, filters),
+        mx.maximum(_top_p_threshold(ascending, filters), _top_k_threshold(ascending, filters)),
+    )
+    return _cut(logprobs, best, threshold)
+
+
+def _cut(logprobs: mx.array, best: mx.array, threshold: mx.array) -> mx.array:
+    """Make impossible what is below the threshold. The most likely token stays."""
     return mx.where(logprobs < mx.minimum(threshold, best), -mx.inf, logprobs)
 
 
+def _min_p_threshold(best: mx.array, filters: list[_Filter]) -> mx.array:
+    return best + mx.log(mx.array([[min_p] for _, min_p, _ in filters]))
+
+
 def _top_p_threshold(ascending: mx.array, filters: list[_Filter]) -> mx.array:
-    """Return per row the least likely token of the smallest set with at least this mass."""
+    """Return per row the least likely token of the smallest set with at least this mass.
+
+    It is the first one of ``ascending`` where that has not so much mass.
+    """
     # A row without the filter gets a mass that no set reaches; 0 keeps the most likely token.
     masses = mx.array([[top_p if top_p < 1.0 else 2.0] for top_p, _, _ in filters])
     probabilities = mx.exp(ascending.astype(mx.float32))
     above = mx.cumsum(probabilities, axis=-1, reverse=True, inclusive=False)
-    total = above[:, :1] + probabilities[:, :1]
-    dropped = (above >= masses * total).sum(axis=-1, keepdims=True)
+    dropped = (above >= masses).sum(axis=-1, keepdims=True)
     last = mx.minimum(dropped, ascending.shape[-1] - 1)
     return mx.take_along_axis(ascending, last, axis=-1)
 
 
 def _top_k_threshold(ascending: mx.array, filters: list[_Filter]) -> mx.array:
-    """Return per row the k-th most likely token; tokens as likely as that one stay too."""
+    """Return per row the k-th most likely token; tokens as likely as that one stay too.
+
+    It is the first one of ``ascending`` where that has not so many.
+    """
     width = ascending.shape[-1]
-    places = mx.array([[width - (top_k or width)] for _, _, top_k in filters])
+    places = mx.array([[max(0, width - (top_k or width))] for _, _, top_k in filters])
     return mx.take_along_axis(ascending, places, axis=-1)
 
 
