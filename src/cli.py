@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .engine.protocol import EngineOptions
+    from .resilience.api_keys import ApiKey
     from .server.options import ServerOptions
     from .settings import Settings
 
@@ -148,6 +149,14 @@ def _engine_options(settings: Settings, directory: str) -> EngineOptions:
     )
 
 
+def _api_keys(settings: Settings) -> tuple[ApiKey, ...]:
+    from .resilience.api_keys import ApiKey
+
+    if settings.api_key is None:
+        return ()
+    return (ApiKey.of("default", settings.api_key.get_secret_value()),)
+
+
 def _server_options(settings: Settings) -> ServerOptions:
     from .server import RequestDefaults, ServerOptions
 
@@ -155,7 +164,7 @@ def _server_options(settings: Settings) -> ServerOptions:
         served_model_names=settings.served_names,
         host=settings.host,
         port=settings.port,
-        api_key=settings.api_key.get_secret_value() if settings.api_key else "",
+        api_keys=_api_keys(settings),
         otlp_endpoint=settings.otlp_endpoint,
         vllm_names=settings.vllm_names,
         metrics_api_key=(

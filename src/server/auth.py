@@ -1,34 +1,44 @@
-"""The API key: one for the whole server, compared in constant time."""
+"""The API keys of clients: who asks, told by ``Authorization: Bearer``."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
+from typing import TYPE_CHECKING
 
+from ..resilience.api_keys import find_key
 from ..resilience.errors import AuthenticationError
 
-__all__ = ["check_api_key"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..resilience.api_keys import ApiKey
+
+__all__ = ["ANONYMOUS", "check_api_key"]
+
+ANONYMOUS = 0
+"""The tenant of everybody where no keys are asked for."""
 
 
-def check_api_key(authorization: str, api_key: str) -> None:
-    """Check the ``Authorization`` header of a request.
+def check_api_key(authorization: str, keys: Sequence[ApiKey]) -> int:
+    """Check the ``Authorization`` header of a request, and return whose it is.
 
     Args:
         authorization: The header's value; empty where there is none.
-        api_key: The key that is wanted; empty switches the check off.
+        keys: Those that are accepted; none switches the check off.
+
+    Returns:
+        The tenant: 1 for the first key, 2 for the second, :data:`ANONYMOUS` without keys.
 
     Raises:
-        AuthenticationError: The key is missing or another one.
+        AuthenticationError: The key is missing or not one of them.
     """
-    if not api_key:
-        return
+    if not keys:
+        return ANONYMOUS
     scheme, _, credentials = authorization.partition(" ")
     if scheme.lower() != "bearer" or not credentials.strip():
         message = "The API key is missing. Send the header 'Authorization: Bearer <key>'."
         raise AuthenticationError(message)
-    # Digests have one length, so the comparison says nothing about the key's.
-    given = hashlib.sha256(credentials.strip().encode("latin-1", "replace")).digest()
-    wanted = hashlib.sha256(api_key.encode()).digest()
-    if not hmac.compare_digest(given, wanted):
+    place = find_key(keys, credentials.strip().encode("latin-1", "replace"))
+    if place is None:
         message = "The API key is wrong."
         raise AuthenticationError(message)
+    return place + 1

@@ -177,7 +177,7 @@ def build_document(options: ServerOptions) -> dict[str, Any]:
         "paths": paths,
         "components": {"schemas": _schemas(options)},
     }
-    if options.api_key:
+    if options.api_keys:
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     return document
 
@@ -222,7 +222,7 @@ def _operation(operation: Operation, options: ServerOptions) -> dict[str, Any]:
                 "example": options.model_name,
             }
         ]
-    if options.api_key and 401 in operation.errors:  # noqa: PLR2004
+    if options.api_keys and 401 in operation.errors:  # noqa: PLR2004
         document["security"] = [{"key": []}]
     return document
 
@@ -245,7 +245,7 @@ def _responses(operation: Operation, options: ServerOptions) -> dict[str, Any]:
     for status, model in operation.other_answers.items():
         responses[str(status)] = _answer("The answer is no.", _reference(model), status)
     for status in operation.errors:
-        if status != 401 or options.api_key:  # noqa: PLR2004
+        if status != 401 or options.api_keys:  # noqa: PLR2004
             responses[str(status)] = _answer(_ERRORS[status], _reference(ErrorAnswer), status)
     return responses
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ..engine.protocol import Sampling
 from ..resilience.sizing import connection_count, thread_count
+
+if TYPE_CHECKING:
+    from ..resilience.api_keys import ApiKey
 
 __all__ = ["RequestDefaults", "ServerOptions"]
 
@@ -32,8 +36,8 @@ class ServerOptions:
     """Loopback: nobody serves to a network by accident."""
     port: int = 8080
     """0 lets the system choose."""
-    api_key: str = ""
-    """What ``Authorization: Bearer`` must carry; empty switches the check off."""
+    api_keys: tuple[ApiKey, ...] = ()
+    """One of them must come as ``Authorization: Bearer``; none switches the check off."""
     otlp_endpoint: str = ""
     """Where traces and metrics go; empty leaves it to OpenTelemetry's variables."""
     vllm_names: bool = False

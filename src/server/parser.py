@@ -85,7 +85,7 @@ class Parser(HTTPRequestParser):
         path: str = vars(self)["path"]
         if path.startswith("/v1/"):
             try:
-                check_api_key(self.headers.get("AUTHORIZATION", ""), self._options.api_key)
+                check_api_key(self.headers.get("AUTHORIZATION", ""), self._options.api_keys)
             except AuthenticationError as error:
                 return Refusal(error)
         return None

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from mlx_pharos.resilience.api_keys import ApiKey
 from mlx_pharos.resilience.errors import AuthenticationError
 from mlx_pharos.server.auth import check_api_key
 from support.client import CHAT, chat_body
@@ -15,31 +16,40 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+KEYS = (ApiKey.of("one", "secret"), ApiKey.of("two", "other"))
+
+
+def test_each_key_is_a_tenant_of_its_own_and_is_nowhere_in_plain_text() -> None:
+    """The tenant is the key's place; what the server holds shows the name alone."""
+    assert [1, 2] == [check_api_key(f"Bearer {key}", KEYS) for key in ("secret", "other")]
+    assert "secret" not in repr(KEYS)
+
+
 @pytest.mark.parametrize(
     "header", ["", "Bearer", "Bearer ", "Basic c2VjcmV0", "secret", "Bearer wrong", "Bearer secre"]
 )
 def test_a_missing_or_wrong_key_is_refused(header: str) -> None:
     """Also one that is nearly right."""
     with pytest.raises(AuthenticationError):
-        check_api_key(header, "secret")
+        check_api_key(header, KEYS)
 
 
 @pytest.mark.parametrize("header", ["Bearer sécret", "bearer sécret", "Bearer  sécret "])
 def test_the_right_key_passes(header: str) -> None:
     """The scheme has no case, and header bytes beyond ASCII arrive as Latin-1."""
-    check_api_key(header.encode().decode("latin-1"), "sécret")
+    assert 1 == check_api_key(header.encode().decode("latin-1"), (ApiKey.of("one", "sécret"),))
 
 
 def test_without_a_key_nothing_is_checked() -> None:
     """Clients that always send some key are served."""
-    check_api_key("Bearer anything", "")
+    assert 0 == check_api_key("Bearer anything", ())
 
 
 def test_the_api_needs_the_key_and_the_probes_do_not(
     tiny_model: Path, serving: Callable[..., Any]
 ) -> None:
     """A 401 comes before the body is judged, with the header that HTTP asks for."""
-    with serving(tiny_model, api_key="secret") as server:
+    with serving(tiny_model, api_keys=KEYS) as server:
         for answer in (server.chat(), server.post(CHAT, b"{"), server.get("/v1/models")):
             assert (401, "invalid_api_key") == (answer.status, answer.error["code"])
             assert "Bearer" == answer.headers["WWW-Authenticate"]

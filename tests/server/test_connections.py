@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from mlx_pharos.resilience.api_keys import ApiKey
 from support.client import CHAT, chat_body, read_answer, wait_until
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def test_a_wrong_key_is_refused_at_the_headers(
     tiny_model: Path, serving: Callable[..., Any]
 ) -> None:
     """Who has no key cannot hold a connection with a body that never comes."""
-    with serving(tiny_model, ready=False, api_key="right") as server:
+    with serving(tiny_model, ready=False, api_keys=(ApiKey.of("main", "right"),)) as server:
         head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n"
         with server.connect() as connection:
             connection.sendall(
