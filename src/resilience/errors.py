@@ -73,6 +73,9 @@ class PharosError(Exception):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     code: ClassVar[str | None] = None
+    refusal: ClassVar[str | None] = None
+    """What refused the request before anything was started, as metrics name it; None where it
+    was not refused."""
 
     def __init__(
         self, message: str, *, param: str | None = None, retry_after: float | None = None
@@ -185,18 +188,21 @@ class QueueFullError(RefusedError):
     """Batch and queue are at their bounds."""
 
     code = "queue_full"
+    refusal = "queue_full"
 
 
 class DrainingError(RefusedError):
     """The server is shutting down and takes no new work."""
 
     code = "draining"
+    refusal = "draining"
 
 
 class EngineUnavailableError(RefusedError):
     """The engine is loading or down, so nothing can be generated now."""
 
     code = "engine_unavailable"
+    refusal = "engine_down"
 
 
 class GenerationError(PharosError):

@@ -32,7 +32,8 @@ from .generate import GenerateRoute
 from .json_body import shown
 from .json_text import error_json
 from .metrics import METRICS_PATHS, add_metrics_routes
-from .observation import RestartCounter, StepFolder, observe_engine, resident_memory
+from .observation import StepFolder, observe_engine, resident_memory
+from .policy_observation import RestartCounter
 from .reports import add_report_routes
 from .request_id import choose_request_id
 from .run import ClientGoneError

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .listener import Listener
     from .options import ServerOptions
 
-__all__ = ["RestartCounter", "StepFolder", "observe_engine", "observe_listener", "resident_memory"]
+__all__ = ["StepFolder", "observe_engine", "observe_listener", "resident_memory"]
 
 
 class StepFolder:
@@ -84,19 +84,6 @@ def resident_memory(engine: EngineClient) -> ResidentMemory:
     """Return the memory of the server and of its engine."""
     server = os.getpid()
     return ResidentMemory(lambda: {"server": server, "engine": engine.pid})
-
-
-class RestartCounter:
-    """Counts restarts by how the engine had ended: a signal's name, or an exit."""
-
-    def __init__(self, instruments: Instruments) -> None:
-        self._counter = instruments.engine_restarts
-
-    def __call__(self, ending: str) -> None:
-        """Count one; called in the engine client's reader thread."""
-        reason = "exit" if ending.startswith("exit") else ending
-        known = reason if reason in a.RESTART_REASON.values else a.OTHER
-        self._counter.add(1, {a.RESTART_REASON.name: known})
 
 
 def observe_engine(

@@ -133,8 +133,10 @@ FINISH_REASON = Attribute(
 REQUEST_TOKEN_TYPE = Attribute("type", ("input", "output"))
 TOKEN_TYPE = Attribute("type", ("input_computed", "input_cached", "output"))
 REFUSAL_REASON = Attribute(
-    "reason", ("queue_full", "memory", "too_large", "rate", "draining", "engine_down")
+    "reason",
+    ("queue_full", "memory", "too_large", "rate", "deadline", "draining", "engine_down", OTHER),
 )
+"""The ``refusal`` of the error that the client was told."""
 LOOKUP_RESULT = Attribute("result", ("hit", "miss", "bypass"))
 TIER = Attribute("tier", ("ram", "disk"))
 EVICTION_KIND = Attribute("kind", ("capacity", "memory"))

@@ -93,6 +93,7 @@ _INTER_TOKEN = (
 )  # fmt: skip
 _STEP = (*_INTER_TOKEN, 10, 30, 60)
 _BATCH = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512)
+_RATIO = (0.1, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1, 1.05, 1.1, 1.25, 1.5, 2, 4)
 _TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576)
 
 _GEN_AI = (
@@ -201,7 +202,7 @@ _REQUESTS = (
     ),
     _counter(
         "pharos.admission.refusals", "{request}",
-        "Requests that were told to come back later.", a.REFUSAL_REASON,
+        "Requests that were turned away before anything was started.", a.REFUSAL_REASON,
     ),
     _counter(
         "pharos.requests.resumed", "{request}",
@@ -263,6 +264,14 @@ _MEMORY = (
     _counter(
         "pharos.memory.reclaimed", "By",
         "Memory that was measured to be free after it had run short.", a.ACTION,
+    ),
+    _gauge("pharos.ledger.reserved", "By", "Memory that is promised to admitted requests."),
+    _gauge("pharos.ledger.limit", "By", "Memory that may be promised to requests."),
+    _histogram(
+        "pharos.ledger.prediction.ratio", "1", _RATIO,
+        "Measured peak memory of a request, as a share of what was promised to it; above 1 it "
+        "needed more.",
+        kind=Kind.FOLDED,
     ),
 )  # fmt: skip
 

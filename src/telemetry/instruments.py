@@ -97,6 +97,7 @@ class Instruments:
         self.inter_token = folded.add(BY_NAME["pharos.inter_token.duration"], {a.MODEL.name: model})
         self.batch_size = folded.add(BY_NAME["pharos.engine.batch.size"])
         self.step_duration = folded.add(BY_NAME["pharos.engine.step.duration"])
+        self.ledger_prediction = folded.add(BY_NAME["pharos.ledger.prediction.ratio"])
 
         for name, source in (sources or {}).items():
             self.observe(name, source)

@@ -27,6 +27,7 @@ __all__ = [
     "GenerationDraft",
     "GenerationRecord",
     "RequestRecord",
+    "Resumption",
 ]
 
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled", "refused", "error"]
@@ -42,10 +43,29 @@ def _codes(kind: type[errors.PharosError]) -> Iterator[str]:
         yield from _codes(child)
 
 
+def _refusals(kind: type[errors.PharosError]) -> Iterator[tuple[str, str]]:
+    if kind.code is not None and kind.refusal is not None:
+        yield kind.code, kind.refusal
+    for child in kind.__subclasses__():
+        yield from _refusals(child)
+
+
+_REFUSALS = dict(_refusals(errors.PharosError))
+"""What refused a request, by the code of its error."""
 REFUSED_CODES = frozenset(_codes(errors.RefusedError))
 """Error codes of requests that came at the wrong time."""
 REJECTED_CODES = frozenset(_codes(errors.RequestError))
 """Error codes of requests that were wrong themselves."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumption:
+    """The engine ended while the request ran, and the request went on in the next one."""
+
+    reason: str
+    """How the engine had ended, as in ``pharos.engine.restarts``."""
+    lost_at: float
+    resumed_at: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +87,7 @@ class EngineReport:
     """From first to last token, over all sequences."""
     decode_intervals: int = 0
     """The intervals between tokens in it."""
+    resumptions: tuple[Resumption, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +205,13 @@ class RequestRecord:
         if self.generation and self.generation.error_type:
             return self.generation.error_type
         return CLIENT_GONE if self.client_left and not self.error_code else self.error_code
+
+    @property
+    def refusal(self) -> str:
+        """What refused the request before anything was started; empty where nothing did."""
+        if self.generation is not None and self.generation.engine.accepted_at:
+            return ""
+        return _REFUSALS.get(self.error_code, "")
 
     @property
     def seconds(self) -> float:

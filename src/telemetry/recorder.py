@@ -23,12 +23,6 @@ __all__ = ["Recorder"]
 
 _Attributes = dict[str, str]
 
-_REFUSALS = {
-    "queue_full": "queue_full",
-    "draining": "draining",
-    "engine_unavailable": "engine_down",
-}
-
 
 class Recorder:
     """Records requests. Safe from any thread."""
@@ -78,6 +72,9 @@ class Recorder:
         if record.error_type:
             attributes[a.ERROR_TYPE.name] = a.ERROR_TYPE.close(record.error_type)
         self._instruments.http_request_duration.record(record.seconds, attributes, context)
+        if record.refusal:
+            reason = a.REFUSAL_REASON.close(record.refusal)
+            self._instruments.refusals.add(1, {a.REFUSAL_REASON.name: reason})
         if record.generation is not None:
             self._generation(record, record.generation, context)
         log_request(_line(record, trace_ids))
@@ -93,9 +90,6 @@ class Recorder:
         failed = gen_ai | {a.ERROR_TYPE.name: error} if error else gen_ai
         if error:
             finished[a.ERROR_TYPE.name] = error
-        if generation.finish_reason == "refused":
-            reason = _REFUSALS.get(error, "queue_full")
-            self._instruments.refusals.add(1, {a.REFUSAL_REASON.name: reason}, context)
         self._collector.count_request(finished, context)
         self._collector.take_latency(record.seconds, failed, context)
         if generation.succeeded:

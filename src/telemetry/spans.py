@@ -111,6 +111,10 @@ class SpanWriter:
             events.append(Event("prompt_cache.lookup", cached, self._ns(engine.prefill_at)))
         if engine.first_token_at:
             events.append(Event("first_token", timestamp=self._ns(engine.first_token_at)))
+        for each in engine.resumptions:
+            why = {a.RESTART_REASON.name: each.reason}
+            events.append(Event("engine.lost", why, self._ns(each.lost_at)))
+            events.append(Event("resumed", timestamp=self._ns(each.resumed_at)))
         inside = self._write(
             f"{generation.operation} {generation.model}",
             parent,

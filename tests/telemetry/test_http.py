@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,14 +25,14 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanKind, StatusCode
 
-from mlx_pharos.resilience.errors import EngineDiedError, QueueFullError
+from mlx_pharos.resilience.errors import DrainingError, EngineDiedError, QueueFullError
 from mlx_pharos.telemetry.collector import MetricsCollector, make_window
 from mlx_pharos.telemetry.correlation import CURRENT
 from mlx_pharos.telemetry.folded import FoldedSet, FoldedStream
 from mlx_pharos.telemetry.http import TelemetryMiddleware, exchange_of
 from mlx_pharos.telemetry.instruments import Instruments
 from mlx_pharos.telemetry.log import configure_log
-from mlx_pharos.telemetry.record import EngineReport, GenerationDraft
+from mlx_pharos.telemetry.record import EngineReport, GenerationDraft, Resumption
 from mlx_pharos.telemetry.recorder import Recorder
 from mlx_pharos.telemetry.spans import SpanWriter
 
@@ -234,6 +235,26 @@ def test_a_refusal_is_traced_and_no_latency(bench: _Bench) -> None:
     assert "queue_full" == chat.attributes["error.type"]
     line = json.loads(bench.lines.getvalue())
     assert ("queue_full", 503) == (line["error_code"], line["status"])
+
+
+def test_a_refusal_counts_unless_the_request_was_accepted(bench: _Bench) -> None:
+    """What had been accepted and then ended for the same reason failed, and was not refused."""
+    for report in (EngineReport(), EngineReport(accepted_at=1000.1)):
+        draft = _draft(report)
+        draft.fail(DrainingError("stopping"))
+        bench.call(draft, status="503 Service Unavailable")
+    (refusal,) = bench.points("pharos.admission.refusals")
+    assert ({"reason": "draining"}, 1) == (dict(refusal.attributes), refusal.value)
+
+
+def test_a_resumed_request_tells_of_the_engine_it_lost(bench: _Bench) -> None:
+    """The engine's end and the resumption are events of the generation's span."""
+    resumption = Resumption(reason="SIGKILL", lost_at=1000.8, resumed_at=1001.2)
+    bench.call(_draft(replace(REPORT, resumptions=(resumption,))))
+    events = {event.name: event for event in bench.span("chat tiny").events}
+    assert {"reason": "SIGKILL"} == dict(events["engine.lost"].attributes or {})
+    times = [events[name].timestamp / 1e9 for name in ("engine.lost", "resumed")]
+    assert times == pytest.approx([1000.8, 1001.2])
 
 
 def test_a_failure_after_the_status_is_an_error(bench: _Bench) -> None:
