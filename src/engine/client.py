@@ -52,6 +52,7 @@ class _InFlight:
 
     generation: Generation
     places: int
+    tenant: int
 
 
 def start_engine(
@@ -175,8 +176,8 @@ class EngineClient:
             QueueFullError: Batch and queue have not enough free places for all.
             InvalidRequestError: They are more than the server can ever hold.
         """
-        n = options.get("n", 1)
-        generations = self._admit(len(prompts), n)
+        n, tenant = options.get("n", 1), options.get("tenant", 0)
+        generations = self._admit(len(prompts), n=n, tenant=tenant)
         for generation, prompt in zip(generations, prompts, strict=True):
             self._send(
                 protocol.Submit(
@@ -190,26 +191,27 @@ class EngineClient:
                     top_logprobs=options.get("top_logprobs", 0),
                     submitted_at=time.monotonic(),
                     echo=options.get("echo", False),
+                    tenant=tenant,
                 )
             )
         return generations
 
-    def _admit(self, requests: int, n: int) -> list[Generation]:
+    def _admit(self, requests: int, *, n: int, tenant: int) -> list[Generation]:
         """Take the places of all, and register them before anything is sent.
 
         So the end of none can be missed, whenever the engine dies.
         """
         self._refuse_unless_ready()
-        self._admission.take(requests * n)
+        self._admission.take(requests * n, tenant)
         generations = [
             Generation(next(self._ids), n=n, cancel=self._cancel, pace=self._pace)
             for _ in range(requests)
         ]
         with self._lock:
             if self._state is EngineState.READY:
-                self._in_flight |= {made.id: _InFlight(made, n) for made in generations}
+                self._in_flight |= {made.id: _InFlight(made, n, tenant) for made in generations}
                 return generations
-        self._admission.release(requests * n)
+        self._admission.release(requests * n, tenant)
         raise self._unavailable()
 
     def drain(self) -> None:
@@ -359,7 +361,7 @@ class EngineClient:
         if entry.places == 0:
             with self._lock:
                 self._in_flight.pop(request_id, None)
-        self._admission.release(places)
+        self._admission.release(places, entry.tenant)
 
     def _settle(self, state: EngineState) -> None:
         with self._lock:

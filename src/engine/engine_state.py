@@ -67,3 +67,4 @@ class SubmitOptions(TypedDict, total=False):
     logprobs: bool
     top_logprobs: int
     echo: bool
+    tenant: int

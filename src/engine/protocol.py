@@ -168,6 +168,8 @@ class Submit(_Message):
     submitted_at: float
     echo: bool = False
     """Whether the prompt's text comes back with :class:`Accepted` (legacy completions)."""
+    tenant: int = 0
+    """Whose request it is, as a small number: those who wait take turns by tenant. 0: nobody's."""
 
 
 class Cancel(_Message):

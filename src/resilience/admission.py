@@ -8,27 +8,49 @@ and given back when the engine has really freed it.
 from __future__ import annotations
 
 import threading
+import time
+from typing import TYPE_CHECKING
 
 from .errors import InvalidRequestError, QueueFullError
+from .service_rate import RetryAdvice, ServiceRate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["Admission"]
 
+_SHARE = 4
+"""A tenant may hold so many times the places that it leaves free: alone four fifths of all, two
+tenants four ninths each. So there is always room for one that holds little, however many flood."""
+
 
 class Admission:
-    """Counts places in batch and queue. Safe from any thread; never blocks."""
+    """Counts places in batch and queue. Safe from any thread; never blocks.
 
-    def __init__(self, *, max_batch: int, max_queue: int) -> None:
+    Tenants are told apart by number. Those of tenant 0 are nobody in
+    particular, and may fill the server.
+    """
+
+    def __init__(
+        self, *, max_batch: int, max_queue: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """Bound the sequences that run (``max_batch``) and wait (``max_queue``) together."""
         self._capacity = max_batch + max_queue
+        self._max_batch = max_batch
+        self._clock = clock
         self._lock = threading.Lock()
         self._taken = 0
+        self._held: dict[int, int] = {}
+        """Places by tenant; none that is 0."""
+        self._rate = ServiceRate()
+        self._advice = RetryAdvice()
 
     @property
     def taken(self) -> int:
         """Sequences admitted and not yet released."""
         return self._taken
 
-    def take(self, places: int) -> None:
+    def take(self, places: int, tenant: int = 0) -> None:
         """Take ``places`` at once, or raise.
 
         Raises:
@@ -41,15 +63,47 @@ class Admission:
                 f"{self._capacity}. Ask for fewer choices."
             )
             raise InvalidRequestError(message, param="n")
+        now = self._clock()
         with self._lock:
-            if self._taken + places <= self._capacity:
+            if self._fits(places, tenant):
                 self._taken += places
+                self._held[tenant] = self._held.get(tenant, 0) + places
+                self._rate.note(now, freed=0, saturated=self._taken >= self._max_batch)
                 return
+            full = self._taken + places > self._capacity
+            retry_after = self._advice.after_refusal(
+                now, places=places, seconds_per_place=self._rate.seconds_per_place(now)
+            )
             taken = self._taken
-        message = f"The server is at its limit ({taken} of {self._capacity} places). Retry later."
-        raise QueueFullError(message)
+        if full:
+            whose = f"The server is at its limit ({taken} of {self._capacity} places)"
+        else:
+            whose = "Your API key has its share of the server; the rest is for others"
+        raise QueueFullError(f"{whose}. Retry later.", retry_after=retry_after)
 
-    def release(self, places: int) -> None:
+    def retry_after(self) -> float:
+        """Return the seconds after which one who is turned away now should come back."""
+        now = self._clock()
+        with self._lock:
+            seconds = self._rate.seconds_per_place(now)
+            return self._advice.after_refusal(now, places=1, seconds_per_place=seconds)
+
+    def release(self, places: int, tenant: int = 0) -> None:
         """Give places back."""
         with self._lock:
+            self._rate.note(
+                self._clock(), freed=places, saturated=self._taken - places >= self._max_batch
+            )
             self._taken -= places
+            left = self._held[tenant] - places
+            if left:
+                self._held[tenant] = left
+            else:
+                del self._held[tenant]
+
+    def _fits(self, places: int, tenant: int) -> bool:
+        free = self._capacity - self._taken - places
+        held = self._held.get(tenant, 0)
+        if free < 0:
+            return False
+        return tenant == 0 or held == 0 or held + places <= _SHARE * free

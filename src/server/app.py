@@ -76,7 +76,7 @@ def create_app(
     @app.before_request
     def check_key() -> None:
         if request.path.startswith("/v1/") and request.path not in METRICS_PATHS:
-            check_api_key(request.headers.get("Authorization", ""), options.api_keys)
+            g.tenant = check_api_key(request.headers.get("Authorization", ""), options.api_keys)
 
     generate = GenerateRoute(options, engine, shutdown)
     app.add_url_rule("/v1/chat/completions", "chat_completions", generate.chat, methods=["POST"])

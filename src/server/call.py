@@ -31,3 +31,5 @@ class GenerationCall:
     stream: bool
     include_usage: bool
     """Whether a stream ends with the usage."""
+    tenant: int = 0
+    """Whose call it is: those who wait take turns by tenant; 0 is nobody in particular."""

@@ -15,6 +15,7 @@ from ..resilience.errors import (
 )
 from ..telemetry.http import exchange_of
 from ..telemetry.record import GenerationDraft
+from .auth import ANONYMOUS
 from .envelope import Envelope
 from .families import ChatFamily, CompletionFamily, check_capacity
 from .json_body import read_json_object, shown
@@ -72,7 +73,7 @@ class GenerateRoute:
     def _answer(self, family: Family, draft: GenerationDraft) -> Response:
         options = self._options
         body = read_json_object(request.environ, max_bytes=options.max_body_bytes)
-        call = family.read(body, self._defaults())
+        call = replace(family.read(body, self._defaults()), tenant=self._tenant())
         check_served(call.model, options)
         _note(draft, call)
         check_capacity(call, options.max_batch + options.max_queue, family.prompt_field)
@@ -81,6 +82,11 @@ class GenerateRoute:
         if call.stream:
             return self._stream(family, call, run, envelope, draft)
         return _whole(family, call, run, envelope)
+
+    def _tenant(self) -> int:
+        """Return whose request it is; a single key is shared, and its tenant may fill the server."""
+        tenant: int = g.get("tenant", ANONYMOUS)
+        return tenant if len(self._options.api_keys) > 1 else ANONYMOUS
 
     def _defaults(self) -> RequestDefaults:
         loaded = self._engine.loaded

@@ -89,6 +89,7 @@ def start_run(run: Run, engine: EngineClient, call: GenerationCall) -> None:
             logprobs=call.logprobs,
             top_logprobs=call.top_logprobs,
             echo=call.echo,
+            tenant=call.tenant,
         )
         for generation in generations:
             run.add(generation, call.n)

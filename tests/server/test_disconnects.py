@@ -68,7 +68,7 @@ def test_leaving_in_the_queue(lone: RunningServer, stream: bool) -> None:
 
 def test_leaving_frees_every_choice_of_every_prompt(server: RunningServer) -> None:
     """Two prompts with two answers each are four sequences, and all of them end."""
-    fields = {"model": "tiny", "prompt": ["a", "b"], "n": 2, "max_tokens": 8000}
+    fields: dict[str, Any] = {"model": "tiny", "prompt": ["a", "b"], "n": 2, "max_tokens": 8000}
     connection = server.send(COMPLETIONS, **fields, stream=True)
     assert connection.recv(65536)
     wait_until(lambda: server.engine.in_flight == 4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from mlx_pharos.resilience.api_keys import ApiKey
 from support.client import CHAT, COMPLETIONS, chat_body, wait_until
 
 if TYPE_CHECKING:
@@ -74,3 +75,26 @@ def test_while_the_model_loads_probes_answer_and_requests_are_refused(
             health["device"],
         )
         assert health["cache"]["limit_bytes"] > 0
+
+
+def test_a_tenant_that_floods_does_not_starve_another(
+    tiny_model: Path, serving: Callable[..., Any]
+) -> None:
+    """With two keys, the second is taken while the first is refused, and served among its queue."""
+    keys = (ApiKey.of("one", "first"), ApiKey.of("two", "second"))
+    with serving(tiny_model, max_batch=1, max_queue=9, api_keys=keys) as server:
+        flood = [
+            server.send(CHAT, key="first", **chat_body(max_tokens=400, stream=True))
+            for _ in range(8)
+        ]
+        wait_until(lambda: server.engine.in_flight == 8)
+        refused = server.post(CHAT, chat_body(), Authorization="Bearer first")
+        assert (503, "queue_full") == (refused.status, refused.error["code"])
+        assert "share" in refused.error["message"]
+
+        assert 200 == server.post(CHAT, chat_body(), Authorization="Bearer second").status
+        # One of the flood ran, and at most one more had its turn: most of it still waits.
+        assert server.engine.in_flight >= 4
+        for connection in flood:
+            connection.close()
+        server.wait_idle()

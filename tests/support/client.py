@@ -102,13 +102,14 @@ class RunningServer:
         """Ask the tiny model something, with these fields besides."""
         return self.post(CHAT, chat_body(**fields))
 
-    def send(self, path: str, **fields: Any) -> socket.socket:
+    def send(self, path: str, *, key: str = "", **fields: Any) -> socket.socket:
         """Send a request and return its connection, with nothing read from it."""
         data = json.dumps(fields).encode()
         connection = self.connect()
+        authorization = f"Authorization: Bearer {key}\r\n" if key else ""
         head = (
-            f"POST {path} HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(data)}\r\n\r\n"
+            f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            f"{authorization}Content-Length: {len(data)}\r\n\r\n"
         )
         connection.sendall(head.encode() + data)
         return connection

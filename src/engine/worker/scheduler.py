@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import queue
 import time
-from collections import deque
 from typing import TYPE_CHECKING
 
 from ..protocol import Cancel, ChatPrompt, Delta, Failed, PrefillProgress, Step
@@ -21,6 +20,7 @@ from .runner import Job
 from .sampling import Draws, make_processors
 from .sequence import Request, Sequence
 from .text import TextAssembler
+from .waiting import WaitingSequences
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 
 class Scheduler:
-    """First come, first served, up to the runner's capacity."""
+    """Tenants take turns, first come first served within each, up to the runner's capacity."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Scheduler:
         self._tokenizing: dict[int, bool] = {}
         """Requests between Arrived and Prepared; True once cancelled."""
         self._requests: dict[int, Request] = {}
-        self._waiting: deque[Sequence] = deque()
+        self._waiting = WaitingSequences()
         self._running: dict[int, Sequence] = {}
         self._events: list[StepEvent] = []
         self._closed = False
@@ -159,20 +159,20 @@ class Scheduler:
         request = self._requests.get(request_id)
         if request is None:
             return
+        self._waiting.remove(request)
         now = time.monotonic()
         for sequence in sorted(request.live, key=lambda live: live.choice):
             if sequence.key >= 0:
                 self._runner.remove(sequence.key)
             self._finish(sequence, "cancelled", now)
         request.followers.clear()
-        self._waiting = deque(kept for kept in self._waiting if kept.request is not request)
 
     # -- what runs ------------------------------------------------------------
 
     def _admit(self) -> None:
         """Start what waits; a request that cannot be started fails alone."""
         while self._waiting and len(self._running) < self._runner.capacity:
-            sequence = self._waiting.popleft()
+            sequence = self._waiting.pop()
             try:
                 self._start(sequence)
             except Exception as error:  # noqa: BLE001 - MLX raises anything, out of memory too
@@ -227,8 +227,8 @@ class Scheduler:
             self._release_followers(request)
 
     def _release_followers(self, request: Request) -> None:
-        """Let the other choices of a request begin, ahead of requests that came later."""
-        self._waiting.extendleft(reversed(request.followers))
+        """Let the other choices of a request begin, ahead of what its tenant sent later."""
+        self._waiting.put_first(request.followers)
         request.followers = []
 
     def _sampled(self, step: RunnerStep) -> None:
@@ -322,12 +322,12 @@ class Scheduler:
         failed_ids = {request.id for request in failed}
         self._events = [event for event in self._events if event.id not in failed_ids]
         for request in failed:
+            self._waiting.remove(request)
             for sequence in list(request.live):
                 if sequence.key >= 0:
                     self._runner.remove(sequence.key)
                 self._forget(sequence)
             self._events.append(Failed(request.id, reason))
-        self._waiting = deque(kept for kept in self._waiting if kept.request not in failed)
 
     # -- what is told ---------------------------------------------------------
 
