@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -314,12 +313,3 @@ def test_active_requests_go_back_to_zero(bench: _Bench) -> None:
     assert 0 == sum(point.value for point in bench.points("http.server.active_requests"))
     (duration,) = bench.points("http.server.request.duration")
     assert 500 == duration.attributes["http.response.status_code"]
-
-
-def test_recording_costs_little(bench: _Bench) -> None:
-    """Metrics, spans and the line of a request take well under a millisecond, all sampled."""
-    count = 300
-    start = time.perf_counter()
-    for _ in range(count):
-        bench.call(_draft(REPORT))
-    assert (time.perf_counter() - start) / count < 0.001
