@@ -1,4 +1,4 @@
-"""The command ``pharos``: serve, pull, doctor.
+"""The command ``pharos``: serve, pull, doctor, keys.
 
 What a command needs is imported when it runs, in the order in which it is
 needed: ``pharos serve`` has spawned the engine process before it imports Flask,
@@ -39,6 +39,7 @@ Pharos: a model server for MLX that can be left running
   pharos serve --model M  serve a directory, a .gguf file or a repository of the Hub
   pharos pull M           fetch a model beforehand
   pharos doctor           say whether this machine can serve, and what to mend
+  pharos keys add NAME    make a key for a client; also list, and remove NAME
   pharos --version        print the version
 
 `pharos COMMAND --help` says more.
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the process's exit code."""
     given = sys.argv[1:] if arguments is None else [*arguments]
     command, *rest = given or [""]
-    commands = {"serve": _serve, "pull": _pull, "doctor": _doctor}
+    commands = {"serve": _serve, "pull": _pull, "doctor": _doctor, "keys": _keys}
     if command in {"--version", "-V"}:
         print(f"pharos {__version__}")
         return 0
@@ -80,6 +81,7 @@ def _serve(arguments: Sequence[str]) -> int:
         return 0
 
     from .engine.supervisor import EngineProcess
+    from .sources import ConfigurationError
 
     # It takes most of a second to import its libraries, whatever the settings say.
     process = EngineProcess()
@@ -111,24 +113,24 @@ def _serve(arguments: Sequence[str]) -> int:
             settings.log_format == "auto" and sys.stderr.isatty()
         )
         return serve(_server_options(settings), engine, say_in_log=not plain)
+    except ConfigurationError as error:  # what held a moment ago holds no more
+        _say(error.report())
+        return EXIT_USAGE
     finally:
         engine.close()
 
 
 def _prepared(arguments: Sequence[str]) -> tuple[Settings, str] | int:
     """Return settings that hold and the model's directory, or the exit code: why was said."""
-    from .config import ConfigurationError, configure
+    from .config import ConfigurationError, ConfigValidator, configure
 
     try:
         settings = configure(arguments)
     except ConfigurationError as error:
         _say(error.report())
         return EXIT_USAGE
-    from .exposure import EXPOSURE_MEND, exposure
-
-    text = exposure(settings)
-    if text:
-        _say(f"pharos: warning: {text}; {EXPOSURE_MEND}.")
+    for each in ConfigValidator(settings).warnings():
+        _say(f"pharos: warning: {each.subject}: {each.text}.")
     directory = _fetched(settings)
     return EXIT_FAILED if directory is None else (settings, directory)
 
@@ -150,11 +152,14 @@ def _engine_options(settings: Settings, directory: str) -> EngineOptions:
 
 
 def _api_keys(settings: Settings) -> tuple[ApiKey, ...]:
+    """Return the keys that clients may send; raises where a file of keys holds none by now."""
+    from .config import ConfigValidator
     from .resilience.api_keys import ApiKey
 
+    kept = ConfigValidator(settings).validate_keys()
     if settings.api_key is None:
-        return ()
-    return (ApiKey.of("default", settings.api_key.get_secret_value()),)
+        return kept
+    return (ApiKey.of("default", settings.api_key.get_secret_value()), *kept)
 
 
 def _server_options(settings: Settings) -> ServerOptions:
@@ -279,6 +284,19 @@ def _pull_here(settings: Settings) -> int:
         _say(f"pharos: {error.message}")
         return EXIT_FAILED
     print(result.directory)
+    return 0
+
+
+def _keys(arguments: Sequence[str]) -> int:
+    """Make, list and withdraw keys of clients."""
+    from .config import ConfigurationError
+    from .keys.command import run
+
+    try:
+        run(arguments)
+    except ConfigurationError as error:
+        _say(error.report("nothing was changed"))
+        return EXIT_USAGE
     return 0
 
 

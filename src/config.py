@@ -8,26 +8,34 @@ say everything that is wrong at once, before anything binds or loads.
 
 from __future__ import annotations
 
-import errno
-import importlib.metadata
 import os
-import socket
-import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
 import pydantic
 
 from .engine.models.source import classify
+from .keys.key_file import KeyFile
 from .resilience.errors import ModelError
 from .settings import STARTER, Settings, default_cache_dir
 from .sources import ConfigurationError, Problem, load_settings, unknown_variable, variable_of
 from .telemetry.otlp import otlp_problems
+from .validation import DependencyError, ValidationError
+from .validation.access import OPEN_MEND, check_access, exposure
+from .validation.address import find_free_port, listener_beside, try_to_listen
+from .validation.packages import (
+    MLX_BACKENDS,
+    check_backend,
+    check_package,
+    check_python,
+    requirements,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from .engine.models.source import Source
+    from .resilience.api_keys import ApiKey
 
 __all__ = [
     "MLX_BACKENDS",
@@ -43,21 +51,8 @@ __all__ = [
     "load_settings",
 ]
 
-DEPENDENCIES = (
-    "flask",
-    "mlx",
-    "mlx-lm",
-    "msgspec",
-    "opentelemetry-exporter-otlp-proto-http",
-    "opentelemetry-sdk",
-    "psutil",
-    "structlog",
-    "waitress",
-)
-"""Distributions that serving needs beside those that this module has imported."""
-
-MLX_BACKENDS = ("mlx-cpu", "mlx-cuda-12", "mlx-cuda-13")
-"""Distributions that bring MLX's compiled half on Linux, in one and the same file."""
+_SHORTEST_KEY = 16
+"""Characters of a key that nobody guesses over a network."""
 
 
 def configure(arguments: Sequence[str] = ()) -> Settings:
@@ -72,8 +67,8 @@ def configure(arguments: Sequence[str] = ()) -> Settings:
     except ConfigurationError as error:
         wrong = error.wrong_fields
         more = ConfigValidator(error.usable).validate_all_config() if error.usable else ()
-        if wrong & {"host", "port"}:  # half of an address says nothing about the other half
-            wrong |= {"host", "port"}
+        if wrong & _ADDRESS:  # a part of an address says nothing about the others
+            wrong |= _ADDRESS
         unrelated = [each for each in more if each.subject not in wrong]
         raise ConfigurationError([*error.problems, *unrelated]) from None
     problems = ConfigValidator(settings).validate_all_config()
@@ -82,18 +77,8 @@ def configure(arguments: Sequence[str] = ()) -> Settings:
     return settings
 
 
-class ValidationError(ConfigurationError):
-    """A value, a path or an address cannot be used."""
-
-    def __init__(self, subject: str, text: str) -> None:
-        super().__init__([Problem(subject=subject, text=text)])
-
-
-class DependencyError(ConfigurationError):
-    """A package that serving needs is missing, or two of them exclude each other."""
-
-    def __init__(self, subject: str, text: str) -> None:
-        super().__init__([Problem(subject=subject, text=text)])
+_ADDRESS = frozenset({"host", "port", "api_key", "api_keys_file", "allow_open_network"})
+"""Settings that make up who can come in, together."""
 
 
 class ConfigValidator:
@@ -114,13 +99,22 @@ class ConfigValidator:
         """Return the port as a number; with a host, also try that it can be listened on.
 
         Raises:
-            ValidationError: It is no port, or the address is taken or not this machine's.
+            ValidationError: It is no port, or the address is taken, reserved or not this
+                machine's; the text names a port nearby that is free.
         """
         number = self._validate_field("port", port)
         assert isinstance(number, int)
         if host is not None:
-            _try_to_listen(host, number)
+            try_to_listen(host, number)
         return number
+
+    def find_free_port(self, ports: Iterable[int], *, host: str = "127.0.0.1") -> int:
+        """Return the first of the ports that is free on every address of the host.
+
+        Raises:
+            ValidationError: None is, or one of them is no port.
+        """
+        return find_free_port(map(self.validate_port, ports), host=host)
 
     def validate_env_var(self, name: str, value: str | None = None) -> object:
         """Return the value that a ``PHAROS_*`` variable sets; None where it is unset or empty.
@@ -149,14 +143,30 @@ class ConfigValidator:
         """Return the installed version of a distribution.
 
         Raises:
-            DependencyError: It is not installed.
+            DependencyError: It is not installed, or not in the range that this distribution's
+                own metadata asks for.
         """
+        return check_package(name)
+
+    def validate_dependencies(self) -> dict[str, str]:
+        """Return the versions of everything that serving needs, Python first.
+
+        Raises:
+            ConfigurationError: Some are missing or of other versions; every one is in it.
+        """
+        found, problems = {}, list[Problem]()
         try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            raise DependencyError(
-                name, "is not installed; install Pharos again, with its dependencies"
-            ) from None
+            found["python"] = check_python()
+        except DependencyError as error:
+            problems += error.problems
+        for name in requirements():
+            try:
+                found[name] = check_package(name)
+            except DependencyError as error:
+                problems += error.problems
+        if problems:
+            raise ConfigurationError(problems)
+        return found
 
     def validate_mlx_backend(self) -> str:
         """Return the distribution that brings MLX's compiled half.
@@ -164,22 +174,28 @@ class ConfigValidator:
         Raises:
             DependencyError: On Linux there is none, or more than one.
         """
-        if sys.platform == "darwin":
-            return f"mlx-metal {self.validate_dependency('mlx-metal')}"
-        found = [name for name in MLX_BACKENDS if _version(name)]
-        if not found:
-            raise DependencyError(
-                "mlx",
-                f"has no backend; install one: pip install 'mlx[cpu]=={_version('mlx')}', "
-                "or mlx[cuda13] for NVIDIA",
-            )
-        if len(found) > 1:
-            raise DependencyError(
-                "mlx",
-                f"has {len(found)} backends in one file ({', '.join(found)}); remove them "
-                f"(pip uninstall {' '.join(found)}) and install the right one again",
-            )
-        return f"{found[0]} {_version(found[0])}"
+        return check_backend()
+
+    def validate_keys(self) -> tuple[ApiKey, ...]:
+        """Return the keys of the file of keys; none where no file is set.
+
+        Raises:
+            KeyFileError: The file cannot be used.
+            ValidationError: It holds no key, so nobody could come in.
+        """
+        path = self._settings.api_keys_file
+        keys = KeyFile(path).read() if path is not None else ()
+        if path is not None and not keys and self._settings.api_key is None:
+            raise ValidationError(str(path), "holds no key; pharos keys add NAME makes one")
+        return keys
+
+    def validate_access(self) -> None:
+        """Check that strangers cannot use the model, unless they may.
+
+        Raises:
+            ValidationError: The server would listen to a network without a key.
+        """
+        check_access(self._settings)
 
     def validate_telemetry(self) -> None:
         """Check the variables of OpenTelemetry that decide where telemetry goes.
@@ -196,11 +212,13 @@ class ConfigValidator:
         settings = self._settings
         checks: list[Callable[[], object]] = [
             partial(self.validate_port, settings.port, host=settings.host),
+            self.validate_access,
+            self.validate_keys,
             partial(self.validate_model_path, settings.model),
+            self.validate_dependencies,
             self.validate_mlx_backend,
             self.validate_telemetry,
         ]
-        checks += [partial(self.validate_dependency, name) for name in DEPENDENCIES]
         problems: list[Problem] = []
         for check in checks:
             try:
@@ -208,6 +226,23 @@ class ConfigValidator:
             except ConfigurationError as error:
                 problems += error.problems
         return tuple(problems)
+
+    def warnings(self) -> tuple[Problem, ...]:
+        """Return what does not keep the server from serving, but should be known before it does."""
+        settings = self._settings
+        found: list[Problem] = []
+        if settings.allow_open_network and (text := exposure(settings)):
+            found.append(Problem(subject="host", text=f"{text}; {OPEN_MEND}"))
+        if beside := listener_beside(settings.host, settings.port):
+            text = f"{beside} is another program's; clients that say localhost may reach that one"
+            found.append(Problem(subject="port", text=f"{text}; choose another with --port"))
+        key = settings.api_key.get_secret_value() if settings.api_key else ""
+        if key and len(key) < _SHORTEST_KEY:
+            text = f"is shorter than {_SHORTEST_KEY} characters, so it can be guessed"
+            found.append(
+                Problem(subject="PHAROS_API_KEY", text=f"{text}; pharos keys add NAME makes one")
+            )
+        return tuple(found)
 
     def _validate_field(self, field: str, value: object, *, subject: str = "") -> object:
         """Return what a setting makes of a value, whatever the other settings are."""
@@ -217,35 +252,3 @@ class ConfigValidator:
             text = error.errors()[0]["msg"].removeprefix("Value error, ").removeprefix("Input ")
             raise ValidationError(subject or field, text) from None
         return getattr(made, field)
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-
-
-def _try_to_listen(host: str, port: int) -> None:
-    """Bind the address for a moment; nothing is accepted."""
-    where = f"{host}:{port}"
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except OSError:
-        raise ValidationError("host", f"{host} is no name or address of this machine") from None
-    with socket.socket(family, kind, protocol) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(address)
-        except OSError as error:
-            raise ValidationError(*_bind_problem(error, where)) from None
-
-
-def _bind_problem(error: OSError, where: str) -> tuple[str, str]:
-    if error.errno == errno.EADDRINUSE:
-        return "port", f"{where} is in use by another program; choose another with --port"
-    if error.errno == errno.EACCES:
-        return "port", f"{where} needs privileges that this user lacks; choose one above 1023"
-    return "host", f"{where} cannot be listened on: {error.strerror}"

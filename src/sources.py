@@ -78,15 +78,15 @@ class ConfigurationError(Exception):
         self.problems = tuple(problems)
         super().__init__("; ".join(f"{each.subject}: {each.text}" for each in self.problems))
 
-    def report(self) -> str:
-        """Return the problems as lines for a terminal."""
+    def report(self, outcome: str = "nothing was started") -> str:
+        """Return the problems as lines for a terminal, after what became of the command."""
         count = len(self.problems)
         head = "one thing is" if count == 1 else f"{count} things are"
         width = min(28, max((len(each.subject) for each in self.problems), default=0))
         lines = [f"  {each.subject:{width}}  {each.text}" for each in self.problems]
         return "\n".join(
             [
-                f"pharos: nothing was started, because {head} wrong:",
+                f"pharos: {outcome}, because {head} wrong:",
                 "",
                 *lines,
                 "",

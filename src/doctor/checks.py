@@ -6,7 +6,6 @@ whether the cache directory can be written.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -16,21 +15,21 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
-from packaging.requirements import Requirement
 
 from ..config import ConfigurationError, ConfigValidator
-from ..engine.models.machine import available_memory, usable_cores
-from ..exposure import EXPOSURE_MEND, exposure
+from ..engine.models.machine import available_memory, memory_limit, usable_cores
 from ..resilience.sizing import OTHER_FILES, connection_count, thread_count
+from ..validation.address import is_loopback
 from .finding import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ..settings import Settings
+    from ..sources import Problem
 
 __all__ = ["check_machine", "check_settings", "probe_mlx"]
 
@@ -52,7 +51,7 @@ def check_settings(settings: Settings, validator: ConfigValidator) -> Iterator[F
     """Yield what depends on the settings, which are valid by themselves."""
     yield _cache_directory(settings.cache_dir)
     yield _port(settings, validator)
-    yield from _exposure(settings)
+    yield from _access(settings, validator)
     yield from _open_files(settings)
 
 
@@ -81,9 +80,11 @@ def _platform() -> Finding:
 
 def _memory() -> Finding:
     total, free = psutil.virtual_memory().total, available_memory()
-    cores = usable_cores()
-    text = f"{free / _GIB:.1f} GiB free of {total / _GIB:.1f} GiB, {cores} usable core"
+    cores, limit = usable_cores(), memory_limit()
+    of = f"{(limit or total) / _GIB:.1f} GiB" + (" that the control group allows" if limit else "")
+    text = f"{free / _GIB:.1f} GiB free of {of}, {cores} usable core" + ("s" if cores > 1 else "")
     figures: dict[str, object] = {"total_bytes": total, "available_bytes": free, "cores": cores}
+    figures["limit_bytes"] = limit
     if free < _GIB:
         return Finding(
             name="Memory",
@@ -92,37 +93,24 @@ def _memory() -> Finding:
             mend="close other programs: the starter model alone needs about 1 GiB",
             figures=figures,
         )
-    return Finding(name="Memory", text=text + ("s" if cores > 1 else ""), figures=figures)
+    return Finding(name="Memory", text=text, figures=figures)
 
 
 def _packages() -> Finding:
     """Compare what is installed with what the distribution asks for."""
-    installed: dict[str, object] = {}
-    wrong: list[str] = []
-    for line in importlib.metadata.requires("mlx-pharos") or ():
-        wanted = Requirement(line)
-        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
-            continue
-        try:
-            version = importlib.metadata.version(wanted.name)
-        except importlib.metadata.PackageNotFoundError:
-            wrong.append(f"{wanted.name} is missing")
-            continue
-        installed[wanted.name] = version
-        if not wanted.specifier.contains(version, prereleases=True):
-            wrong.append(f"{wanted.name} is {version}, wanted {wanted.specifier}")
-    if wrong:
+    try:
+        installed = ConfigValidator().validate_dependencies()
+    except ConfigurationError as error:
+        wrong = [f"{each.subject} {each.text.partition('; ')[0]}" for each in error.problems]
+        mends = [each.text.partition("; ")[2] for each in error.problems]
         return Finding(
-            name="Packages",
-            status="error",
-            text="; ".join(wrong),
-            mend="install Pharos again, with its dependencies: make clean install",
-            figures=installed,
+            name="Packages", status="error", text="; ".join(wrong), mend="; ".join(mends)
         )
     shown = ("mlx", "mlx-lm", "flask", "waitress")
-    text = ", ".join(f"{name} {installed[name]}" for name in shown if name in installed)
-    more = len(installed) - len(shown)
-    return Finding(name="Packages", text=f"{text} and {more} more", figures=installed)
+    text = ", ".join(f"{name} {installed[name]}" for name in shown)
+    more = len(installed) - len(shown) - 1
+    text += f" and {more} more, all in the ranges that this Pharos was made for"
+    return Finding(name="Packages", text=text, figures={**installed})
 
 
 def probe_mlx(blas: str) -> tuple[dict[str, Any], str]:
@@ -223,10 +211,29 @@ def _port(settings: Settings, validator: ConfigValidator) -> Finding:
     return Finding(name="Address", text=text, figures=figures)
 
 
-def _exposure(settings: Settings) -> Iterator[Finding]:
-    text = exposure(settings)
-    if text:
-        yield Finding(name="Access", status="warning", text=text, mend=EXPOSURE_MEND)
+def _access(settings: Settings, validator: ConfigValidator) -> Iterator[Finding]:
+    """Say who may use the model, and what a server that starts should be warned of."""
+    try:
+        validator.validate_access()
+        kept = validator.validate_keys()
+    except ConfigurationError as error:
+        yield from (_found("Access", "error", each) for each in error.problems)
+        return
+    yield from (_found("Access", "warning", each) for each in validator.warnings())
+    count = len(kept) + (settings.api_key is not None)
+    figures: dict[str, object] = {"keys": count, "names": [each.name for each in kept]}
+    if count:
+        text = f"clients of /v1 need {'the key' if count == 1 else f'one of {count} keys'}"
+    elif is_loopback(settings.host):
+        text = f"no key, and only this machine reaches {settings.host}"
+    else:
+        text = f"no key, for everybody who reaches {settings.host}"
+    yield Finding(name="Access", text=text, figures=figures)
+
+
+def _found(name: str, status: Literal["warning", "error"], problem: Problem) -> Finding:
+    text, _, mend = problem.text.partition("; ")
+    return Finding(name=name, status=status, text=f"{problem.subject} {text}", mend=mend)
 
 
 def _open_files(settings: Settings) -> Iterator[Finding]:

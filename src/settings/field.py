@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ __all__ = [
     "AUTO_SIZE",
     "check_secret",
     "default_cache_dir",
+    "expand_home",
     "parse_size",
     "setting",
     "size_or_auto",
@@ -22,7 +24,9 @@ __all__ = [
 AUTO_SIZE = -1
 """The size in bytes that means: let the engine choose."""
 
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b?)\s*", re.IGNORECASE)
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)(b?)\s*", re.IGNORECASE | re.ASCII)
+_MOST_BYTES = 2**60
+"""More than any machine has; beyond it a number is a slip of the keyboard."""
 
 
 def parse_size(value: object) -> object:
@@ -37,12 +41,17 @@ def parse_size(value: object) -> object:
     if match is None or (match[3] and not match[2]):
         raise ValueError("should be a number of bytes, or a size such as 512KiB, 10MiB or 2GB")
     base = 1024 if match[3] else 1000
-    return int(float(match[1]) * base ** " kmgt".index(match[2].lower() or " "))
+    size = Decimal(match[1]) * base ** " kmgt".index(match[2].lower() or " ")
+    if size > _MOST_BYTES:
+        raise ValueError("should be a size that a machine can have, such as 512KiB, 10MiB or 2GB")
+    return int(size)
 
 
 def size_or_auto(value: object) -> object:
     """Turn ``auto`` into :data:`AUTO_SIZE`, and a size into bytes."""
-    if isinstance(value, int) and value < 0:
+    if isinstance(value, bool) or (
+        isinstance(value, int | float) and not 0 <= value <= _MOST_BYTES
+    ):
         raise ValueError("should be auto, 0 or a size such as 2GiB")
     return AUTO_SIZE if value == "auto" else parse_size(value)
 
@@ -95,3 +104,15 @@ def check_secret(value: SecretStr | None) -> SecretStr | None:
         if not key or not key.isascii() or not key.isprintable() or key != key.strip():
             raise ValueError("should be printable ASCII without spaces around it")
     return value
+
+
+def expand_home(value: Path | None) -> Path | None:
+    """Return a path with the home directory in place of ``~``.
+
+    Raises:
+        ValueError: This user has none.
+    """
+    try:
+        return value.expanduser() if value is not None else None
+    except RuntimeError:
+        raise ValueError("should not use ~: this user has no home directory") from None

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, field_validator
 from pydantic_settings import NoDecode
 
-from .field import default_cache_dir, setting, split_names
+from .field import default_cache_dir, expand_home, setting, split_names
 
 __all__ = ["STARTER", "ModelSettings"]
 
@@ -63,13 +63,7 @@ class ModelSettings(BaseModel):
         metavar="DIR",
     )
 
-    @field_validator("cache_dir")
-    @classmethod
-    def _expand_home(cls, value: Path) -> Path:
-        try:
-            return value.expanduser()
-        except RuntimeError:
-            raise ValueError("should not use ~: this user has no home directory") from None
+    _expand_cache_dir = field_validator("cache_dir")(expand_home)
 
     @field_validator("served_model_name")
     @classmethod

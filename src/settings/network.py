@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path  # noqa: TC003 - pydantic reads it
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, SecretStr, field_validator
 
-from .field import check_secret, parse_size, setting
+from .field import check_secret, expand_home, parse_size, setting
 
 __all__ = ["NetworkSettings"]
 
@@ -38,6 +39,21 @@ class NetworkSettings(BaseModel):
         group="Network",
         reason="On 127.0.0.1 a key protects little; set one before you change the host.",
         flag=False,
+    )
+    api_keys_file: Path | None = setting(
+        None,
+        "The file with the names and hashes of the keys that clients of /v1 may send; "
+        "pharos keys writes it. They are good beside PHAROS_API_KEY.",
+        group="Network",
+        reason="One key for all is enough for one person; several can be told apart and withdrawn.",
+        metavar="FILE",
+    )
+    allow_open_network: bool = setting(
+        False,
+        "Listen to a network although no key is asked for.",
+        group="Network",
+        reason="Whoever reaches the address could use the model; a firewall or a container's "
+        "network may see to it that nobody can.",
     )
     threads: int = setting(
         0,
@@ -88,3 +104,4 @@ class NetworkSettings(BaseModel):
     )
 
     _check_api_key = field_validator("api_key")(check_secret)
+    _expand_keys_file = field_validator("api_keys_file")(expand_home)

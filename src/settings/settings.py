@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from pydantic import model_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ..resilience.sizing import thread_count
@@ -13,6 +13,7 @@ from .engine import EngineSettings
 from .model import STARTER, ModelSettings
 from .network import NetworkSettings
 from .telemetry import TelemetrySettings
+from .text import check_text
 
 if TYPE_CHECKING:
     from pydantic_settings import PydanticBaseSettingsSource
@@ -37,6 +38,7 @@ class Settings(TelemetrySettings, EngineSettings, NetworkSettings, ModelSettings
         env_ignore_empty=True,
         extra="forbid",
         protected_namespaces=(),
+        allow_inf_nan=False,
         validate_default=True,
     )
 
@@ -52,6 +54,12 @@ class Settings(TelemetrySettings, EngineSettings, NetworkSettings, ModelSettings
         """Take explicit values alone: ``sources`` reads the rest and remembers where it was."""
         del settings_cls, env_settings, dotenv_settings, file_secret_settings
         return (init_settings,)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_text(cls, value: object, about: ValidationInfo) -> object:
+        assert about.field_name is not None
+        return check_text(value, cls.model_fields[about.field_name])
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

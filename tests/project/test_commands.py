@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,9 +17,9 @@ import pytest
 import mlx_pharos
 from mlx_pharos.engine.models.source import STARTER_ENTRY
 from mlx_pharos.engine.models.store import Store
-from mlx_pharos.exposure import exposure
 from mlx_pharos.settings import Settings
 from mlx_pharos.sources import SECRETS, flag_of
+from mlx_pharos.validation.access import exposure
 from support.gguf_writer import write_tiny_gguf
 from support.served import serve_model
 from support.tiny_model import write_tiny_model
@@ -64,7 +65,8 @@ def test_the_help_of_serve_has_every_setting() -> None:
     """Every setting that has a flag is in the help of serve, with its default."""
     text = _pharos("serve", "--help").stdout
     for name in Settings.model_fields:
-        assert (flag_of(name) in text) == (name not in SECRETS), name
+        found = re.search(rf"{flag_of(name)}\b(?!-)", text)
+        assert bool(found) == (name not in SECRETS), name
     assert "[8080]" in text
     assert "PHAROS_API_KEY" in text
 
@@ -151,6 +153,10 @@ def test_serve_serves_and_ends_with_0(tiny_model: Path) -> None:
         ("models.example.org", None, True),
         ("0.0.0.0", "secret", False),
         ("127.0.0.2", None, False),
+        ("localhost", None, False),
+        ("127.example.org", None, True),
+        ("::ffff:127.0.0.1", None, False),
+        ("::", None, True),
         ("::1", None, False),
     ],
 )
@@ -162,13 +168,22 @@ def test_strangers_can_come_in_only_over_the_network_without_a_key(
     assert bool(exposure(settings)) is exposed
 
 
-def test_serve_warns_before_it_listens_to_a_network_without_a_key(tmp_path: Path) -> None:
-    """The warning comes at the start, with its mend; here the model then fails to be converted."""
+def test_serve_refuses_a_network_without_a_key() -> None:
+    """Without a key nothing is started on a network's address, and the report has the mends."""
+    done = _pharos("serve", "--host", "0.0.0.0", "--port", "0")
+    assert done.returncode == 2
+    assert "everybody who reaches it could use the model" in done.stderr
+    for mend in ("PHAROS_API_KEY", "--api-keys-file", "127.0.0.1", "--allow-open-network"):
+        assert mend in done.stderr
+
+
+def test_serve_warns_before_it_listens_to_an_open_network(tmp_path: Path) -> None:
+    """Where the operator allows it, a warning comes at the start; here the model then fails."""
     write_tiny_gguf(tmp_path / "m.gguf", metadata={"tokenizer.ggml.model": "bert"})
-    done = _pharos("serve", "--host", "0.0.0.0", "--port", "0", "--model", "m.gguf")
+    flags = ["--host", "0.0.0.0", "--allow-open-network", "--port", "0", "--model", "m.gguf"]
+    done = _pharos("serve", *flags)
     assert done.returncode == 1
-    assert "warning: everybody who reaches 0.0.0.0 can use the model" in done.stderr
-    assert "PHAROS_API_KEY" in done.stderr
+    assert "warning: host: 0.0.0.0: everybody who reaches it could use the model" in done.stderr
 
 
 def test_a_log_for_programs_is_json_alone(tiny_model: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import pydantic
@@ -127,6 +128,53 @@ def test_an_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty variable, as containers pass it, leaves the default."""
     monkeypatch.setenv("PHAROS_PORT", "")
     assert load_settings().port == 8080
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        *(("PHAROS_KEEP_ALIVE", text) for text in ("nan", "inf", "-inf", "1e999", "1_0", "0x1p3")),
+        *(
+            ("PHAROS_PORT", text)
+            for text in ("80_80", " 8080", "\uff18\uff10", "8080.0", "1e3", "+80")
+        ),
+        *(("PHAROS_PORT", text) for text in ("true", "  ", "8080\n", "nan")),
+        *(
+            ("PHAROS_PROMPT_CACHE", text)
+            for text in ("٩", "9" * 400, "-1", "inf", "1e3", "9" * 5000)
+        ),
+        *((f"PHAROS_{name}", "  ") for name in ("HOST", "MODEL", "CACHE_DIR", "LOG_LEVEL")),
+        *((f"PHAROS_{name}", "a\x1b[2Jb") for name in ("HOST", "MODEL", "CACHE_DIR")),
+        ("PHAROS_HOST", "127.0.0.1 "),
+        ("PHAROS_WIRED_LIMIT", "maybe"),
+    ],
+)
+def test_a_value_that_its_writer_would_not_recognise_is_refused(
+    monkeypatch: pytest.MonkeyPatch, variable: str, text: str
+) -> None:
+    """Blanks, not-a-number, infinity and numbers in odd spellings are named, never guessed at."""
+    monkeypatch.setenv(variable, text)
+    assert _problems().keys() == {variable}
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["port = true", "keep_alive = nan", "keep_alive = inf", "prompt_cache = true", "host = 1"],
+)
+def test_a_value_of_another_kind_in_the_file_is_refused(tmp_path: Path, line: str) -> None:
+    """TOML has kinds of its own; none of them turns into another quietly."""
+    (tmp_path / "pharos.toml").write_text(line)
+    assert [f"{line.split(maxsplit=1)[0]} in pharos.toml"] == [*_problems()]
+
+
+@given(st.sampled_from([*Settings.model_fields]), st.text())
+def test_any_text_is_a_setting_or_a_problem(field: str, text: str) -> None:
+    """Whatever a variable holds, it is a value in range or an error in words."""
+    try:
+        found = getattr(Settings.model_validate({field: text}), field)
+    except pydantic.ValidationError:
+        return
+    assert not isinstance(found, float) or math.isfinite(found)
 
 
 def test_too_few_threads_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

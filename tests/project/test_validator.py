@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import os
+import re
 import socket
-from typing import TYPE_CHECKING
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,7 +26,20 @@ from mlx_pharos.config import (
 )
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
+
+
+def _addresses(host: str) -> set[str]:
+    """Return the addresses of a host that this machine can listen on."""
+    found = set()
+    for family, kind, _, _, place in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM):
+        with contextlib.suppress(OSError), socket.socket(family, kind) as probe:
+            probe.bind(place)
+            found.add(str(place[0]))
+    return found
+
+
+_ipv6 = pytest.mark.skipif(not _addresses("::1"), reason="this machine has no IPv6")
 
 
 @pytest.mark.parametrize(
@@ -42,6 +63,97 @@ def test_an_address_in_use_is_found_before_the_start() -> None:
         port = other.getsockname()[1]
         with pytest.raises(ValidationError, match=r"in use by another program.*--port"):
             ConfigValidator().validate_port(port, host="127.0.0.1")
+
+
+@contextmanager
+def _listener(host: str) -> Iterator[int]:
+    """Listen on one address, of IPv6 alone where it is one, and give the port."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as other:
+        yield other.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("taken", "host"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("127.0.0.1", "0.0.0.0"),
+        ("0.0.0.0", "127.0.0.1"),
+        ("127.0.0.1", "localhost"),
+        pytest.param("::1", "::1", marks=_ipv6),
+        pytest.param("::1", "::", marks=_ipv6),
+    ],
+)
+def test_a_port_in_use_is_found_in_both_families(taken: str, host: str) -> None:
+    """Whichever of a host's addresses is taken, the report names a port that is really free."""
+    with _listener(taken) as port:
+        with pytest.raises(ValidationError, match="in use by another program") as caught:
+            ConfigValidator().validate_port(port, host=host)
+        found = re.search(r"(\d+) is free: --port \1", str(caught.value))
+        assert found, caught.value
+        assert int(found[1]) == ConfigValidator().validate_port(int(found[1]), host=host)
+
+
+@_ipv6
+@pytest.mark.parametrize("taken", ["127.0.0.1", "::1"])
+def test_a_name_of_two_addresses_needs_both(monkeypatch: pytest.MonkeyPatch, taken: str) -> None:
+    """Where localhost is IPv4 and IPv6, a port that is taken in one of them is taken."""
+    resolve = socket.getaddrinfo
+
+    def both(host: str, *rest: Any, **more: Any) -> list[Any]:
+        names = ("127.0.0.1", "::1") if host == "localhost" else (host,)
+        return [each for name in names for each in resolve(name, *rest, **more)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", both)
+    with _listener(taken) as port, pytest.raises(ValidationError, match="in use"):
+        ConfigValidator().validate_port(port, host="localhost")
+    assert ConfigValidator().validate_port(port, host="localhost") == port
+
+
+@_ipv6
+def test_the_same_port_in_the_other_family_is_a_warning() -> None:
+    """A program on ::1 does not keep the server from 127.0.0.1, but localhost may mean it."""
+    with _listener("::1") as port:
+        validator = ConfigValidator(Settings(port=port))
+        validator.validate_port(port, host="127.0.0.1")
+        assert f"[::1]:{port} is another program's" in validator.warnings()[0].text
+    assert ConfigValidator(Settings(port=port)).warnings() == ()
+
+
+def test_a_free_port_is_found_in_a_range() -> None:
+    """The first port that is free is returned; none, or a number that is no port, is an error."""
+    with _listener("127.0.0.1") as port:
+        validator = ConfigValidator()
+        found = validator.find_free_port(range(port, min(port + 100, 65535)))
+        assert port < found
+        with pytest.raises(ValidationError, match="none of 1 ports"):
+            validator.find_free_port([port])
+        with pytest.raises(ValidationError, match="port: should be"):
+            validator.find_free_port([65536])
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux"
+    or os.geteuid() != 0
+    or int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) < 81,
+    reason="only root can become a user that may not listen on port 80",
+)
+def test_a_port_that_needs_rights_is_said() -> None:
+    """An ordinary user is told that port 80 is reserved, and which one is not."""
+    code = (
+        "import os\n"
+        "from mlx_pharos.config import ConfigValidator, ValidationError\n"
+        "from mlx_pharos.validation.address import _problem\n"
+        "check = ConfigValidator().validate_port\n"
+        # All is loaded while the folder of this checkout may still be read.
+        "_problem(PermissionError(13, ''), check(0, host='127.0.0.1') or '127.0.0.1', 80)\n"
+        "os.setgid(65534), os.setuid(65534)\n"
+        "check(80, host='127.0.0.1')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=18, check=False
+    )
+    assert re.search(r"needs privileges .* below 1024 .* \d+ is free", done.stderr), done.stderr
 
 
 def test_an_address_of_another_machine_is_refused() -> None:
@@ -85,6 +197,50 @@ def test_dependencies_have_versions() -> None:
     assert ConfigValidator().validate_dependency("flask").startswith("3.")
     with pytest.raises(DependencyError, match="is not installed"):
         ConfigValidator().validate_dependency("no-such-package-of-pharos")
+
+
+@pytest.mark.parametrize("name", ["mlx-lm", "mlx_lm", "MLX.LM"])
+def test_a_version_out_of_range_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    """A package is compared with the range in this distribution's own metadata."""
+    assert ConfigValidator().validate_dependency(name) == "0.32.2"
+    _install(tmp_path, "mlx-lm", "0.31.0")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(DependencyError, match=r"0\.31\.0.*==0\.32\.2.*pip install 'mlx-lm=="):
+        ConfigValidator().validate_dependency(name)
+    problems = ConfigValidator(Settings(port=0)).validate_all_config()
+    assert "mlx-lm" in {each.subject for each in problems}
+
+
+def test_every_dependency_is_compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """All that is wrong with what is installed comes in one report."""
+    found = ConfigValidator().validate_dependencies()
+    assert {"python", "mlx", "mlx-lm", "flask", "waitress", "pydantic"} <= found.keys()
+    for name, version in (("flask", "2.0"), ("waitress", "4.0")):
+        _install(tmp_path, name, version)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigurationError) as caught:
+        ConfigValidator().validate_dependencies()
+    assert ["flask", "waitress"] == [each.subject for each in caught.value.problems]
+
+
+def _install(folder: Path, name: str, version: str) -> None:
+    """Write what an installer writes about a package, where it is found first."""
+    place = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    place.mkdir()
+    (place / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
+def test_checking_takes_less_than_100_ms(tiny_model: Path) -> None:
+    """All checks together are quick, the tables of a small model's weights included."""
+    validator = ConfigValidator(Settings(model=str(tiny_model), port=0))
+    times = []
+    for _ in range(5):
+        begin = time.thread_time()  # of this thread: another program's load is not ours
+        assert validator.validate_all_config() == ()
+        times.append(time.thread_time() - begin)
+    assert min(times) < 0.1
 
 
 def test_this_machine_has_one_backend() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["available_memory", "usable_cores"]
+__all__ = ["available_memory", "memory_limit", "usable_cores"]
 
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 _CGROUP_OF_PROCESS = Path("/proc/self/cgroup")
@@ -28,6 +28,17 @@ def available_memory() -> int:
         if limit is not None and used is not None:
             available = min(available, limit - used + _reclaimable(directory))
     return max(available, 0)
+
+
+def memory_limit() -> int | None:
+    """Return the bytes that a container may hold, the tightest limit of all; None without one."""
+    limits = [
+        _number(directory / "memory.max", directory / "memory.limit_in_bytes")
+        for directory in _cgroups("memory")
+    ]
+    # Version 1 writes a number near 2^63 where there is no limit.
+    real = [each for each in limits if each is not None and each < psutil.virtual_memory().total]
+    return min(real, default=None)
 
 
 def usable_cores() -> int:
