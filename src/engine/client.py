@@ -139,10 +139,9 @@ class EngineClient:
         """Sequences that the engine has not ended yet."""
         return self._admission.taken
 
-    @property
-    def draining(self) -> bool:
-        """Whether new work is refused because the server shuts down."""
-        return self._draining
+    def retry_after(self) -> float:
+        """Return the seconds after which one who is turned away now should come back."""
+        return self._admission.retry_after()
 
     def wait_ready(self, timeout: float) -> bool:
         """Wait until an engine is ready; False when none will be, or the seconds ran out."""

@@ -9,6 +9,8 @@ status, its OpenAI error ``type`` and ``code``, and whether a retry can help::
     │   │   ├── UnsupportedFieldError   400 invalid_request_error / unsupported_parameter
     │   │   └── ContextLengthError      400 invalid_request_error / context_length_exceeded
     │   ├── AuthenticationError         401 authentication_error / invalid_api_key
+    │   ├── HostForbiddenError          403 permission_error / host_forbidden
+    │   ├── OriginForbiddenError        403 permission_error / origin_forbidden
     │   ├── MetricsForbiddenError       403 permission_error / metrics_forbidden
     │   ├── ModelNotFoundError          404 not_found_error / model_not_found
     │   ├── RouteNotFoundError          404 not_found_error / route_not_found
@@ -16,12 +18,15 @@ status, its OpenAI error ``type`` and ``code``, and whether a retry can help::
     │   ├── BodyTooLargeError           413 invalid_request_error / body_too_large
     │   └── MediaTypeError              415 invalid_request_error / unsupported_media_type
     ├── RefusedError                    nothing was started; come back after ``retry_after``
+    │   ├── RateLimitError              429 rate_limit_error / rate_limit_exceeded
     │   ├── QueueFullError              503 overloaded_error / queue_full
+    │   ├── QueueTimeoutError           503 overloaded_error / queue_timeout
     │   ├── DrainingError               503 overloaded_error / draining
     │   └── EngineUnavailableError      503 overloaded_error / engine_unavailable
     ├── GenerationError                 accepted, then failed
     │   ├── EngineDiedError             503 server_error / engine_died
-    │   └── EngineFailureError          500 server_error / engine_failure
+    │   ├── EngineFailureError          500 server_error / engine_failure
+    │   └── DeadlineExceededError       504 server_error / deadline_exceeded
     ├── InternalError                   500 server_error / internal_error
     └── ModelError                      the operator's model cannot be served; never sent to a client
 
@@ -37,11 +42,13 @@ __all__ = [
     "AuthenticationError",
     "BodyTooLargeError",
     "ContextLengthError",
+    "DeadlineExceededError",
     "DrainingError",
     "EngineDiedError",
     "EngineFailureError",
     "EngineUnavailableError",
     "GenerationError",
+    "HostForbiddenError",
     "InternalError",
     "InvalidRequestError",
     "MediaTypeError",
@@ -49,8 +56,11 @@ __all__ = [
     "MetricsForbiddenError",
     "ModelError",
     "ModelNotFoundError",
+    "OriginForbiddenError",
     "PharosError",
     "QueueFullError",
+    "QueueTimeoutError",
+    "RateLimitError",
     "RefusedError",
     "RequestError",
     "RouteNotFoundError",
@@ -129,6 +139,22 @@ class AuthenticationError(RequestError):
     code = "invalid_api_key"
 
 
+class HostForbiddenError(RequestError):
+    """The header Host names a host that this server does not go by."""
+
+    status = 403
+    type = "permission_error"
+    code = "host_forbidden"
+
+
+class OriginForbiddenError(RequestError):
+    """A web page of another origin, which was not allowed, sent the request."""
+
+    status = 403
+    type = "permission_error"
+    code = "origin_forbidden"
+
+
 class MetricsForbiddenError(RequestError):
     """The client may not read the server's metrics."""
 
@@ -191,6 +217,22 @@ class QueueFullError(RefusedError):
     refusal = "queue_full"
 
 
+class RateLimitError(RefusedError):
+    """The client has used up its requests or tokens per minute."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+    refusal = "rate"
+
+
+class QueueTimeoutError(RefusedError):
+    """The request waited too long for its turn, and was taken back before it began."""
+
+    code = "queue_timeout"
+    refusal = "deadline"
+
+
 class DrainingError(RefusedError):
     """The server is shutting down and takes no new work."""
 
@@ -223,6 +265,13 @@ class EngineFailureError(GenerationError):
     """The engine reported that this request failed; the engine goes on."""
 
     code = "engine_failure"
+
+
+class DeadlineExceededError(GenerationError):
+    """The request was not done within the time that it was given."""
+
+    status = 504
+    code = "deadline_exceeded"
 
 
 class InternalError(PharosError):

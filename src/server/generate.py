@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from flask import Response, g, request
 
+from ..resilience.deadline import Deadlines
 from ..resilience.errors import (
     InternalError,
     ModelNotFoundError,
@@ -19,7 +20,8 @@ from .auth import ANONYMOUS
 from .envelope import Envelope
 from .families import ChatFamily, CompletionFamily, check_capacity
 from .json_body import read_json_object, shown
-from .run import ClientGoneError, RequestPatience, Run, start_run
+from .patience import TIMEOUT_HEADER, RequestPatience, requested_seconds
+from .run import ClientGoneError, Run, start_run
 from .sse import EventStream
 
 if TYPE_CHECKING:
@@ -96,11 +98,21 @@ class GenerateRoute:
     def _start(self, call: GenerationCall, family: Family, draft: GenerationDraft) -> Run:
         environ: dict[str, Any] = request.environ
         disconnected = environ.get("waitress.client_disconnected", bool)
-        patience = RequestPatience(disconnected, self._shutdown.is_out_of_time)
-        run = Run(patience, self._options.poll_seconds)
+        options = self._options
+        deadlines = Deadlines(
+            total_seconds=requested_seconds(
+                request.headers.get(TIMEOUT_HEADER), options.request_seconds
+            ),
+            queue_seconds=options.queue_seconds,
+            retry_after=self._engine.retry_after,
+        )
+        patience = RequestPatience(disconnected, self._shutdown.is_out_of_time, deadlines)
+        run = Run(patience, options.poll_seconds)
         draft.report = run.report
         try:
-            start_run(run, self._engine, call)
+            # A stream that has to wait says so with its headers only when proxies want to hear.
+            begin = options.keep_alive_seconds if call.stream else 0.0
+            start_run(run, self._engine, call, begin_seconds=begin)
         except RequestError as error:
             if error.param in {"messages", "prompt"}:
                 error.param = family.prompt_field

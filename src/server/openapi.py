@@ -17,6 +17,7 @@ from .chat_schema import ChatCompletion, ChatCompletionChunk, ChatRequest
 from .completion_schema import Completion, CompletionRequest
 from .metrics_schema import LegacyMetrics
 from .model_schema import ErrorAnswer, Health, Live, Model, ModelList, Ready
+from .patience import LONGEST_TIMEOUT, TIMEOUT_HEADER
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -43,12 +44,14 @@ _REQUEST_ID = {
 _ERRORS = {
     400: "The body is not strict JSON, or a field has a wrong type, shape or range.",
     401: "The API key is missing or wrong.",
-    403: "The metrics key is missing or wrong, or there is none and the client is elsewhere.",
+    403: "The host, the origin or, for metrics, the client is not allowed.",
     404: "No such model is served.",
     413: "The body is larger than the configured limit.",
     415: "The body is not declared as JSON in UTF-8.",
+    429: "The client has used up its requests or tokens per minute.",
     500: "The server or the engine failed.",
-    503: "Queue full, engine loading or down, or the server is shutting down.",
+    503: "Queue full, waited too long, engine loading or down, or the server is shutting down.",
+    504: "The request was not done within the time that it was given.",
 }
 
 
@@ -68,7 +71,7 @@ class Operation:
     texts: tuple[str, ...] = ()
     """Media types of answers that are text."""
     parameters: tuple[dict[str, Any], ...] = ()
-    errors: tuple[int, ...] = (500,)
+    errors: tuple[int, ...] = (403, 500)
     other_answers: dict[int, type[BaseModel]] = field(default_factory=dict)
     """Answers with a status of their own that are no errors in OpenAI's shape."""
 
@@ -93,7 +96,15 @@ _LEGACY_PARAMETERS: tuple[dict[str, Any], ...] = (
         },
     },
 )
-_GENERATE_ERRORS = (400, 401, 404, 413, 415, 500, 503)
+_TIMEOUT_PARAMETERS: tuple[dict[str, Any], ...] = (
+    {
+        "name": TIMEOUT_HEADER,
+        "in": "header",
+        "description": "Seconds for the whole answer; it can shorten the server's limit.",
+        "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": LONGEST_TIMEOUT},
+    },
+)
+_GENERATE_ERRORS = (400, 401, 403, 404, 413, 415, 429, 500, 503, 504)
 
 OPERATIONS = (
     Operation(
@@ -104,6 +115,7 @@ OPERATIONS = (
         ChatCompletion,
         request=ChatRequest,
         chunk=ChatCompletionChunk,
+        parameters=_TIMEOUT_PARAMETERS,
         errors=_GENERATE_ERRORS,
     ),
     Operation(
@@ -114,10 +126,16 @@ OPERATIONS = (
         Completion,
         request=CompletionRequest,
         chunk=Completion,
+        parameters=_TIMEOUT_PARAMETERS,
         errors=_GENERATE_ERRORS,
     ),
     Operation(
-        "get", "/v1/models", "listModels", "List the served names.", ModelList, errors=(401, 500)
+        "get",
+        "/v1/models",
+        "listModels",
+        "List the served names.",
+        ModelList,
+        errors=(401, 403, 500),
     ),
     Operation(
         "get",
@@ -125,7 +143,7 @@ OPERATIONS = (
         "retrieveModel",
         "Describe a served name.",
         Model,
-        errors=(401, 404, 500),
+        errors=(401, 403, 404, 500),
     ),
     Operation("get", "/livez", "livez", "Does the process answer?", Live),
     Operation(
@@ -264,7 +282,7 @@ def _event(chunk: type[BaseModel]) -> dict[str, Any]:
 def _answer(description: str, schema: dict[str, Any], status: int) -> dict[str, Any]:
     return {
         "description": description,
-        "headers": _REQUEST_ID | (_RETRY_AFTER if status == 503 else {}),  # noqa: PLR2004
+        "headers": _REQUEST_ID | (_RETRY_AFTER if status in {429, 503} else {}),
         "content": {"application/json": {"schema": schema}},
     }
 

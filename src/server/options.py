@@ -62,6 +62,10 @@ class ServerOptions:
     """Time a client has to send a whole request: 10 MiB at 35 kB/s."""
     idle_seconds: float = 120.0
     """How long a connection may stay open without a request."""
+    request_seconds: float = 3600.0
+    """Time for a whole answer, which a client can shorten; 0 is without end."""
+    queue_seconds: float = 120.0
+    """Time that a request may wait for its turn; 0 is without end."""
     drain_seconds: float = 25.0
     """Time that running requests get to finish after SIGTERM."""
     defaults: RequestDefaults = RequestDefaults()

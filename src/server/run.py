@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from ..engine.protocol import Delta, Finish
-from ..resilience.errors import DrainingError, EngineFailureError
+from ..resilience.errors import EngineFailureError
 from .submission import Submission, combined_report
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from ..engine.client import EngineClient
     from ..engine.generation import Generation
@@ -41,8 +41,12 @@ class ClientGoneError(Exception):
 class Patience(Protocol):
     """Says whether waiting still makes sense."""
 
-    def check(self) -> None:
-        """Raise :class:`ClientGoneError` or :class:`DrainingError` when it does not."""
+    def check(self, *, started: bool) -> None:
+        """Raise :class:`ClientGoneError` or a :class:`PharosError` when it does not.
+
+        Args:
+            started: Whether the engine has begun with any part of the call.
+        """
 
 
 @dataclass(slots=True)
@@ -65,13 +69,16 @@ class TokenUsage:
     completion: int = 0
 
 
-def start_run(run: Run, engine: EngineClient, call: GenerationCall) -> None:
+def start_run(
+    run: Run, engine: EngineClient, call: GenerationCall, *, begin_seconds: float = 0.0
+) -> None:
     """Submit all prompts of a call and wait until the engine has accepted each.
 
     Args:
         run: A new one, which the caller has to close; it is closed where this raises.
         engine: Where to submit.
         call: What to generate.
+        begin_seconds: How long to wait besides until the engine begins.
 
     Raises:
         RefusedError: Nothing runs; come back later.
@@ -94,6 +101,7 @@ def start_run(run: Run, engine: EngineClient, call: GenerationCall) -> None:
         for generation in generations:
             run.add(generation, call.n)
         run.wait_accepted()
+        run.wait_started(begin_seconds)
     except BaseException:
         run.close()
         raise
@@ -117,6 +125,11 @@ class Run:
         """Whether every choice has ended."""
         return not self._live
 
+    @property
+    def started(self) -> bool:
+        """Whether the engine has begun with any submission."""
+        return any(submission.started for submission in self._submissions)
+
     def add(self, generation: Generation, n: int) -> None:
         """Take over a submission of ``n`` choices."""
         submission = Submission(generation, first_choice=self.choices, choices=n)
@@ -129,7 +142,17 @@ class Run:
         for submission in self._submissions:
             while not submission.accepted:
                 submission.accept(self._poll)
-                self._patience.check()
+                self._check()
+
+    def wait_started(self, seconds: float) -> None:
+        """Wait until the engine begins with the first prompt, but no longer than ``seconds``.
+
+        Raises what :meth:`receive` raises: as long as nothing was sent, an error is a status.
+        """
+        deadline = time.monotonic() + seconds
+        while not self.started and (left := deadline - time.monotonic()) > 0:
+            self._submissions[0].look(min(left, self._poll))
+            self._check()
 
     def receive(self) -> Sequence[Gain]:
         """Wait for news and return what the choices gained; nothing after ``poll`` seconds.
@@ -137,6 +160,8 @@ class Run:
         Raises:
             GenerationError: The engine died or failed.
             DrainingError: The server's time to finish is over.
+            QueueTimeoutError: The call waited too long for its turn.
+            DeadlineExceededError: It took too long in all.
             ClientGoneError: Nobody waits any more.
         """
         gains: dict[int, Gain] = {}
@@ -148,7 +173,7 @@ class Run:
                 for place, submission in enumerate(tuple(self._live)):
                     self._collect(submission, 0.0 if place else _TURN_SECONDS, gains)
                 waited += _TURN_SECONDS
-        self._patience.check()
+        self._check()
         return tuple(gains.values())
 
     def usage(self) -> TokenUsage:
@@ -175,6 +200,11 @@ class Run:
             submission.settle(deadline)
         return combined_report(self._submissions)
 
+    def _check(self) -> None:
+        """Ask for patience, unless everything is there already."""
+        if self._live:
+            self._patience.check(started=self.started)
+
     def _collect(self, submission: Submission, timeout: float, gains: dict[int, Gain]) -> None:
         if submission.echo:
             first = submission.first_choice
@@ -193,27 +223,6 @@ class Run:
                 gain.ending = _ending(event)
                 if submission.unfinished == 0:
                     self._live.remove(submission)
-
-
-class RequestPatience:
-    """Patience of one request: its connection is open, and the server has time.
-
-    Args:
-        disconnected: waitress' look at the connection.
-        out_of_time: Whether the server's time to finish is over.
-    """
-
-    def __init__(self, disconnected: Callable[[], bool], out_of_time: Callable[[], bool]) -> None:
-        self._disconnected = disconnected
-        self._out_of_time = out_of_time
-
-    def check(self) -> None:
-        """Raise when waiting makes no sense any more."""
-        if self._disconnected():
-            raise ClientGoneError
-        if self._out_of_time():
-            message = "The server shut down before this request was done. Send it again."
-            raise DrainingError(message)
 
 
 def _gain(gains: dict[int, Gain], choice: int) -> Gain:

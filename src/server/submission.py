@@ -48,6 +48,15 @@ class Submission:
         """Whether the engine has taken the prompt."""
         return self.accepted_at > 0
 
+    @property
+    def started(self) -> bool:
+        """Whether the engine has begun with it: it tells of every piece of the prompt."""
+        return bool(self.backlog or self.processed_tokens or self.received_tokens or self.finishes)
+
+    def look(self, timeout: float) -> None:
+        """Wait for events, and keep them for :meth:`receive`."""
+        self.backlog += self.generation.receive(timeout)
+
     def receive(self, timeout: float) -> list[RequestEvent]:
         """Return the events that wait."""
         if self.backlog:

@@ -89,6 +89,11 @@ class EngineReport:
     """The intervals between tokens in it."""
     resumptions: tuple[Resumption, ...] = ()
 
+    @property
+    def started(self) -> bool:
+        """Whether the engine began with any of it."""
+        return bool(self.prefill_at or self.first_token_at or self.prompt_tokens)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRecord:
@@ -172,7 +177,7 @@ class GenerationDraft:
     def _finish_reason(self, engine: EngineReport) -> FinishReason:
         """Return how it ended: one word, also for several choices."""
         if self.error_code:
-            refused = self.error_code in REFUSED_CODES and not engine.accepted_at
+            refused = self.error_code in REFUSED_CODES and not engine.started
             return "refused" if refused else "error"
         if self.left or len(engine.endings) < self.choices or "cancelled" in engine.endings:
             return "cancelled"
@@ -209,7 +214,7 @@ class RequestRecord:
     @property
     def refusal(self) -> str:
         """What refused the request before anything was started; empty where nothing did."""
-        if self.generation is not None and self.generation.engine.accepted_at:
+        if self.generation is not None and self.generation.engine.started:
             return ""
         return _REFUSALS.get(self.error_code, "")
 
