@@ -181,6 +181,11 @@ def _server_options(settings: Settings) -> ServerOptions:
         max_queue=settings.max_queue,
         threads=settings.threads,
         connection_limit=settings.connection_limit,
+        request_seconds=settings.request_timeout,
+        queue_seconds=settings.queue_timeout,
+        header_seconds=settings.header_timeout,
+        body_seconds=settings.body_timeout,
+        idle_seconds=settings.idle_timeout,
         drain_seconds=settings.shutdown_grace,
         defaults=RequestDefaults(max_tokens=settings.max_tokens),
     )

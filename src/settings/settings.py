@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ..resilience.sizing import thread_count
 from .engine import EngineSettings
+from .limits import LimitSettings
 from .model import STARTER, ModelSettings
 from .network import NetworkSettings
 from .telemetry import TelemetrySettings
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = ["GROUPS", "STARTER", "Settings"]
 
-GROUPS = ("Model", "Network", "Engine", "Answers", "Telemetry", "Logs")
+GROUPS = ("Model", "Network", "Limits", "Engine", "Answers", "Telemetry", "Logs")
 """The order of the settings' groups in the help and in the reference."""
 
 
-class Settings(TelemetrySettings, EngineSettings, NetworkSettings, ModelSettings, BaseSettings):
+class Settings(
+    TelemetrySettings, EngineSettings, LimitSettings, NetworkSettings, ModelSettings, BaseSettings
+):
     """What the operator decides. Frozen; every value is valid once the object exists.
 
     Construction takes explicit values alone; :func:`mlx_pharos.config.load_settings`

@@ -236,9 +236,9 @@ def test_a_refusal_is_traced_and_no_latency(bench: _Bench) -> None:
     assert ("queue_full", 503) == (line["error_code"], line["status"])
 
 
-def test_a_refusal_counts_unless_the_request_was_accepted(bench: _Bench) -> None:
-    """What had been accepted and then ended for the same reason failed, and was not refused."""
-    for report in (EngineReport(), EngineReport(accepted_at=1000.1)):
+def test_a_refusal_counts_unless_the_request_had_begun(bench: _Bench) -> None:
+    """What had begun and then ended for the same reason failed, and was not refused."""
+    for report in (EngineReport(), EngineReport(accepted_at=1000.1, prefill_at=1000.2)):
         draft = _draft(report)
         draft.fail(DrainingError("stopping"))
         bench.call(draft, status="503 Service Unavailable")
