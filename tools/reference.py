@@ -110,7 +110,7 @@ def settings_page() -> str:
 
 
 def _leaves(kind: type[errors.PharosError]) -> Iterator[type[errors.PharosError]]:
-    if kind.code is not None and kind is not errors.ModelError:
+    if kind.code is not None and kind.is_told:
         yield kind
     for child in kind.__subclasses__():
         yield from _leaves(child)
@@ -118,10 +118,12 @@ def _leaves(kind: type[errors.PharosError]) -> Iterator[type[errors.PharosError]
 
 def errors_page() -> str:
     """Return docs/reference/errors.md."""
-    rows = ["| status | type | code | when |", "| --- | --- | --- | --- |"]
+    rows = ["| status | type | code | when | again? |", "| --- | --- | --- | --- | --- |"]
     for leaf in sorted(_leaves(errors.PharosError), key=lambda each: (each.status, str(each.code))):
         meaning = (leaf.__doc__ or "").partition("\n")[0]
-        rows.append(f"| {leaf.status} | `{leaf.type}` | `{leaf.code}` | {meaning} |")
+        rows.append(
+            f"| {leaf.status} | `{leaf.type}` | `{leaf.code}` | {meaning} | {leaf.advice} |"
+        )
     return "\n".join([_ERRORS, *rows, ""])
 
 

@@ -25,10 +25,13 @@ status, its OpenAI error ``type`` and ``code``, and whether a retry can help::
     │   └── EngineUnavailableError      503 overloaded_error / engine_unavailable
     ├── GenerationError                 accepted, then failed
     │   ├── EngineDiedError             503 server_error / engine_died
+    │   ├── OOMError                    503 server_error / out_of_memory
     │   ├── EngineFailureError          500 server_error / engine_failure
     │   └── DeadlineExceededError       504 server_error / deadline_exceeded
     ├── InternalError                   500 server_error / internal_error
+    ├── CacheError                      the prompt cache failed; the request goes on without it
     └── ModelError                      the operator's model cannot be served; never sent to a client
+        └── NetworkError                a download or a file access failed, also when tried again
 
 Messages are composed here or by the raiser from values that are safe to show:
 never from the text of another exception, which may hold paths or secrets.
@@ -36,11 +39,13 @@ never from the text of another exception, which may hold paths or secrets.
 
 from __future__ import annotations
 
-from typing import ClassVar
+import errno
+from typing import ClassVar, Self
 
 __all__ = [
     "AuthenticationError",
     "BodyTooLargeError",
+    "CacheError",
     "ContextLengthError",
     "DeadlineExceededError",
     "DrainingError",
@@ -56,6 +61,8 @@ __all__ = [
     "MetricsForbiddenError",
     "ModelError",
     "ModelNotFoundError",
+    "NetworkError",
+    "OOMError",
     "OriginForbiddenError",
     "PharosError",
     "QueueFullError",
@@ -83,6 +90,10 @@ class PharosError(Exception):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     code: ClassVar[str | None] = None
+    advice: ClassVar[str] = "Try once more; if it fails again, tell the operator the request id."
+    """For clients: whether sending the request again can help."""
+    is_told: ClassVar[bool] = True
+    """Whether a client can get this error; else it is the operator's, or never leaves a room."""
     refusal: ClassVar[str | None] = None
     """What refused the request before anything was started, as metrics name it; None where it
     was not refused."""
@@ -101,6 +112,7 @@ class RequestError(PharosError):
 
     status = 400
     type = "invalid_request_error"
+    advice = "Change the request: the same one fails again."
 
 
 class InvalidRequestError(RequestError):
@@ -205,6 +217,7 @@ class RefusedError(PharosError):
 
     status = 503
     type = "overloaded_error"
+    advice = "Nothing was started: send it again after `Retry-After` seconds."
 
     def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
         super().__init__(message, retry_after=retry_after)
@@ -256,8 +269,20 @@ class EngineDiedError(GenerationError):
 
     status = 503
     code = "engine_died"
+    advice = "Send it again after `Retry-After` seconds; the engine is started again."
 
     def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(message, retry_after=retry_after)
+
+
+class OOMError(GenerationError):
+    """There was not enough memory to go on with the request, whatever was freed for it."""
+
+    status = 503
+    code = "out_of_memory"
+    advice = "Send it again after `Retry-After` seconds; a shorter prompt or answer needs less."
+
+    def __init__(self, message: str, *, retry_after: float = 5.0) -> None:
         super().__init__(message, retry_after=retry_after)
 
 
@@ -280,6 +305,24 @@ class InternalError(PharosError):
     code = "internal_error"
 
 
+class CacheError(PharosError):
+    """The prompt cache failed. The request that met it is computed without the cache.
+
+    Attributes:
+        operation: What failed: ``lookup``, ``load``, ``extract`` or ``store``.
+        corruption: Where an entry was found not to be what had been stored: in its
+            ``format`` or its ``content``; empty for all other failures.
+    """
+
+    code = "cache_error"
+    is_told = False
+
+    def __init__(self, message: str, *, operation: str, corruption: str = "") -> None:
+        super().__init__(message)
+        self.operation = operation
+        self.corruption = corruption
+
+
 class ModelError(PharosError):
     """The configured model is missing, damaged or of an unsupported kind.
 
@@ -287,3 +330,21 @@ class ModelError(PharosError):
     """
 
     code = "model_error"
+    is_told = False
+
+
+class NetworkError(ModelError):
+    """A download, or the access to a file, failed each time that it was tried.
+
+    Raised at the end of retries; the last attempt's error is its cause.
+    """
+
+    code = "network_error"
+
+    @classmethod
+    def after(cls, operation: str, attempts: int, error: Exception) -> Self:
+        """Return the error of an operation that was tried so often, the last time with ``error``."""
+        kind = type(error).__name__
+        if isinstance(error, OSError) and error.errno is not None:
+            kind = f"{kind} {errno.errorcode.get(error.errno, error.errno)}"
+        return cls(f"The {operation} failed {attempts} times, the last time with {kind}.")

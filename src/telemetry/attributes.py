@@ -95,7 +95,7 @@ def close_model(name: str, served: Collection[str]) -> str:
 
 
 def _error_codes(kind: type[errors.PharosError]) -> Iterator[str]:
-    if kind.code is not None and kind is not errors.ModelError:
+    if kind.code is not None and kind.is_told:
         yield kind.code
     for child in kind.__subclasses__():
         yield from _error_codes(child)
