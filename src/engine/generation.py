@@ -11,9 +11,12 @@ from ..resilience.errors import (
     ContextLengthError,
     EngineFailureError,
     InvalidRequestError,
+    MemoryShortError,
+    OOMError,
     PharosError,
+    RequestTooLargeError,
 )
-from .protocol import Failed, Finish, Rejected, RequestEvent
+from .protocol import OUT_OF_MEMORY, Failed, Finish, Rejected, RequestEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -157,10 +160,19 @@ def rejection(event: Rejected) -> PharosError:
         return ContextLengthError(
             prompt_tokens=event.prompt_tokens, context_length=event.context_length
         )
+    if event.code == "too_large":
+        return RequestTooLargeError(
+            prompt_tokens=event.prompt_tokens, largest_tokens=event.largest_tokens
+        )
+    if event.code == "memory":
+        message = "The engine is short of memory and takes no new work for a moment. Retry later."
+        return MemoryShortError(message, retry_after=max(event.retry_seconds, 1.0))
     message, param = _REJECTIONS[event.code]
     return InvalidRequestError(message, param=param)
 
 
-def failure(_: Failed) -> PharosError:
+def failure(event: Failed) -> PharosError:
     """Return the error that tells a client that its request failed in the engine."""
+    if event.reason == OUT_OF_MEMORY:
+        return OOMError("Memory ran out while this request ran, and once more when it was retried.")
     return EngineFailureError("The model failed on this request. The server goes on; try again.")

@@ -18,6 +18,7 @@ from typing import Literal
 import msgspec
 
 __all__ = [
+    "OUT_OF_MEMORY",
     "Accepted",
     "Cancel",
     "ChatMessage",
@@ -32,6 +33,7 @@ __all__ = [
     "Loaded",
     "PrefillProgress",
     "Prompt",
+    "Reclaim",
     "Rejected",
     "RejectionCode",
     "RequestEvent",
@@ -60,7 +62,13 @@ RejectionCode = Literal[
     "empty_prompt",
     "bad_token",
     "bad_logit_bias",
+    "too_large",
+    "memory",
 ]
+
+
+OUT_OF_MEMORY = "out of memory"
+"""The reason of a :class:`Failed` whose request ran out of memory again when it was retried."""
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
@@ -92,6 +100,9 @@ class EngineOptions(_Value):
     """Whether code shipped with a model may run."""
     wired_limit: bool
     """Whether mlx may wire memory on Metal (see mlx's ``set_wired_limit``)."""
+    memory_limit_bytes: int = -1
+    """What MLX may hold in all: weights, KV state, prompt cache, work in progress. -1 lets the
+    engine choose by what is free."""
 
 
 class ChatMessage(_Value):
@@ -206,6 +217,10 @@ class Loaded(_Message):
     expansion: str
     """A sentence: whether the weights were expanded to float32, and why or why not."""
     load_seconds: float
+    weights_bytes: int = 0
+    """What MLX holds for the model itself, measured."""
+    largest_tokens: int = 0
+    """Prompt and answer of the largest request that memory can hold."""
 
 
 class LoadFailed(_Message):
@@ -232,6 +247,10 @@ class Rejected(_Message):
     code: RejectionCode
     prompt_tokens: int
     context_length: int
+    largest_tokens: int = 0
+    """Prompt and answer of the largest request that memory can hold (``too_large``)."""
+    retry_seconds: float = 0.0
+    """When it makes sense to ask again (``memory``)."""
 
 
 class Failed(_Message):
@@ -239,7 +258,7 @@ class Failed(_Message):
 
     id: int
     reason: str
-    """For the server's log; not shown to clients."""
+    """For the server's log; not shown to clients. :data:`OUT_OF_MEMORY` has an error of its own."""
 
 
 class PrefillProgress(_Message):
@@ -306,6 +325,19 @@ StepEvent = PrefillProgress | Delta | Finish | Failed
 RequestEvent = Accepted | Rejected | StepEvent
 
 
+class Reclaim(_Value):
+    """One step of the memory ladder: what MLX and the process held before it and after it."""
+
+    action: str
+    before_bytes: int
+    after_bytes: int
+
+    @property
+    def freed_bytes(self) -> int:
+        """What it freed."""
+        return max(self.before_bytes - self.after_bytes, 0)
+
+
 class StepFigures(_Value):
     """What the engine measured with a step. Zeros where there is nothing to measure."""
 
@@ -324,6 +356,18 @@ class StepFigures(_Value):
     """Prompts that were not looked up because the cache is off, since start."""
     prompt_cache_evictions: int = 0
     """Entries that made room for others, since start."""
+    ledger_limit_bytes: int = 0
+    """What may be promised to requests; the prompt cache may have what is not."""
+    ledger_reserved_bytes: int = 0
+    """What is promised to the sequences that run."""
+    predicted_bytes: int = 0
+    """The most that was promised in a spell of work that ended with this step, else 0."""
+    measured_bytes: int = 0
+    """The most that MLX held in that spell on top of what it held before."""
+    reclaims: tuple[Reclaim, ...] = ()
+    """What was done since the last step because memory ran short."""
+    preemptions: int = 0
+    """Sequences that went back to the queue because memory ran short, since start."""
 
 
 class Step(_Message):

@@ -7,7 +7,8 @@ status, its OpenAI error ``type`` and ``code``, and whether a retry can help::
     ├── RequestError                    the request is at fault; a retry does not help
     │   ├── InvalidRequestError         400 invalid_request_error
     │   │   ├── UnsupportedFieldError   400 invalid_request_error / unsupported_parameter
-    │   │   └── ContextLengthError      400 invalid_request_error / context_length_exceeded
+    │   │   ├── ContextLengthError      400 invalid_request_error / context_length_exceeded
+    │   │   └── RequestTooLargeError    400 invalid_request_error / request_too_large
     │   ├── AuthenticationError         401 authentication_error / invalid_api_key
     │   ├── HostForbiddenError          403 permission_error / host_forbidden
     │   ├── OriginForbiddenError        403 permission_error / origin_forbidden
@@ -21,6 +22,7 @@ status, its OpenAI error ``type`` and ``code``, and whether a retry can help::
     │   ├── RateLimitError              429 rate_limit_error / rate_limit_exceeded
     │   ├── QueueFullError              503 overloaded_error / queue_full
     │   ├── QueueTimeoutError           503 overloaded_error / queue_timeout
+    │   ├── MemoryShortError            503 overloaded_error / memory
     │   ├── DrainingError               503 overloaded_error / draining
     │   └── EngineUnavailableError      503 overloaded_error / engine_unavailable
     ├── GenerationError                 accepted, then failed
@@ -57,6 +59,7 @@ __all__ = [
     "InternalError",
     "InvalidRequestError",
     "MediaTypeError",
+    "MemoryShortError",
     "MethodNotAllowedError",
     "MetricsForbiddenError",
     "ModelError",
@@ -70,6 +73,7 @@ __all__ = [
     "RateLimitError",
     "RefusedError",
     "RequestError",
+    "RequestTooLargeError",
     "RouteNotFoundError",
     "UnsupportedFieldError",
 ]
@@ -141,6 +145,23 @@ class ContextLengthError(InvalidRequestError):
         )
         self.prompt_tokens = prompt_tokens
         self.context_length = context_length
+
+
+class RequestTooLargeError(InvalidRequestError):
+    """Prompt and answer together can never fit into the memory that the server may use."""
+
+    code = "request_too_large"
+    refusal = "too_large"
+
+    def __init__(self, *, prompt_tokens: int, largest_tokens: int) -> None:
+        super().__init__(
+            f"The largest request that this server's memory can hold has {largest_tokens} tokens "
+            f"of prompt and answer together. This prompt has {prompt_tokens}. Shorten the prompt, "
+            "or ask for a shorter answer.",
+            param="messages",
+        )
+        self.prompt_tokens = prompt_tokens
+        self.largest_tokens = largest_tokens
 
 
 class AuthenticationError(RequestError):
@@ -244,6 +265,13 @@ class QueueTimeoutError(RefusedError):
 
     code = "queue_timeout"
     refusal = "deadline"
+
+
+class MemoryShortError(RefusedError):
+    """The engine is out of memory, and what it could free was not enough."""
+
+    code = "memory"
+    refusal = "memory"
 
 
 class DrainingError(RefusedError):

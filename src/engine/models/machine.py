@@ -9,6 +9,8 @@ psutil. Nothing here imports mlx.
 from __future__ import annotations
 
 import os
+import resource
+import sys
 from pathlib import Path
 
 import psutil
@@ -27,7 +29,20 @@ def available_memory() -> int:
         used = _number(directory / "memory.current", directory / "memory.usage_in_bytes")
         if limit is not None and used is not None:
             available = min(available, limit - used + _reclaimable(directory))
-    return max(available, 0)
+    return max(min(available, _within_own_limits()), 0)
+
+
+def _within_own_limits() -> int:
+    """Return what this process's own limits (``prlimit``) leave of address space and data."""
+    rest = sys.maxsize
+    used = psutil.Process().memory_info()
+    # macOS has the limits but does not count what they bound as Linux does.
+    if sys.platform == "linux":
+        for kind, size in ((resource.RLIMIT_AS, used.vms), (resource.RLIMIT_DATA, used.data)):
+            limit, _ = resource.getrlimit(kind)
+            if limit != resource.RLIM_INFINITY:
+                rest = min(rest, limit - size)
+    return rest
 
 
 def memory_limit() -> int | None:

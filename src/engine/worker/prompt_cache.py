@@ -54,6 +54,12 @@ class PromptCache:
         """Return the number of entries."""
         return len(self._entries)
 
+    def allow(self, size: int) -> None:
+        """Keep at most so many bytes from now on, within the limit; older entries make room."""
+        self._entries.max_bytes = min(max(size, 0), self.limit_bytes)
+        if self._entries.nbytes > self._entries.max_bytes:
+            self._entries.trim_to(n_bytes=self._entries.max_bytes)
+
     @property
     def evictions(self) -> int:
         """Entries that made room; one that a longer one replaced does not count."""
@@ -90,7 +96,7 @@ class PromptCache:
         State that is larger than the whole cache is not kept: all others would go for it.
         """
         size = sum(layer.nbytes for layer in prefix.cache)
-        if not prefix.tokens or size > self.limit_bytes:
+        if not prefix.tokens or size > self._entries.max_bytes:
             return
         # What a batch hands out are views of its buffers, still to be computed. Each would keep
         # the buffers of the whole batch, and the bytes counted would not be the bytes held.
