@@ -12,7 +12,7 @@ from mlx_pharos.resilience import errors
 from mlx_pharos.settings import GROUPS, Settings
 from mlx_pharos.sources import allowed_values, flag_of, shown_default, variable_of
 from mlx_pharos.telemetry.attributes import ERROR_TYPE, OTHER
-from mlx_pharos.telemetry.catalog import CATALOG, Kind
+from mlx_pharos.telemetry.catalog import CATALOG
 from mlx_pharos.telemetry.vllm import ALIASES
 
 if TYPE_CHECKING:
@@ -138,7 +138,6 @@ def _instrument(each: Instrument) -> Iterator[str]:
     yield f"### {each.name}\n"
     yield f"{each.description}\n"
     kind = each.kind.value.removeprefix("observable ")
-    kind = "histogram, folded" if each.kind is Kind.FOLDED else kind
     yield f"- Prometheus: `{each.prometheus_name}`"
     yield f"- Kind: {kind}" + (f", in `{each.unit}`" if each.unit else "")
     yield from (f"- {_values(attribute)}" for attribute in each.attributes)

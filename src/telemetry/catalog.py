@@ -35,10 +35,8 @@ class Kind(enum.Enum):
     GAUGE = "gauge"
     """A state, read at collection."""
     HISTOGRAM = "histogram"
-    """Values of finished requests, recorded once each; exponential where they are pushed."""
-    FOLDED = "folded histogram"
     """Values of the token path and of finished requests, counted as plain integers and read at
-    collection."""
+    collection: in the catalog's buckets, and exponential where they are pushed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +61,7 @@ class Instrument:
     @property
     def is_histogram(self) -> bool:
         """Whether it has buckets."""
-        return self.kind in {Kind.HISTOGRAM, Kind.FOLDED}
+        return self.kind is Kind.HISTOGRAM
 
     @property
     def prometheus_unit(self) -> str:
@@ -110,9 +108,8 @@ def _histogram(
     buckets: tuple[float, ...],
     description: str,
     *attributes: Attribute,
-    kind: Kind = Kind.HISTOGRAM,
 ) -> Instrument:
-    return Instrument(name, kind, unit, description, attributes, buckets)
+    return Instrument(name, Kind.HISTOGRAM, unit, description, attributes, buckets)
 
 
 def _counter(name: str, unit: str, description: str, *attributes: Attribute) -> Instrument:
@@ -132,7 +129,6 @@ _HTTP = (
         "http.server.request.duration", "s", (*_SHORT, *_REQUEST),
         "Time from a request's arrival to its last byte, or to the client's leaving.",
         a.HTTP_METHOD, a.HTTP_ROUTE, a.HTTP_STATUS, a.ERROR_TYPE,
-        kind=Kind.FOLDED,
     ),
     Instrument(
         "http.server.active_requests", Kind.UP_DOWN, "{request}",
@@ -152,33 +148,27 @@ _REQUESTS = (
         "gen_ai.server.time_to_first_token", "s", _FIRST_TOKEN,
         "Time from a generation request's arrival to its first token, successful ones only.",
         *_GEN_AI,
-        kind=Kind.FOLDED,
     ),
     _histogram(
         "gen_ai.server.time_per_output_token", "s", _INTER_TOKEN,
         "Mean time per token after the first of a request, successful ones only.",
         *_GEN_AI,
-        kind=Kind.FOLDED,
     ),
     _histogram(
         "pharos.request.queue.duration", "s", (*_SHORT, *_REQUEST),
         "Time that an accepted request waited for a place in the batch.", a.MODEL,
-        kind=Kind.FOLDED,
     ),
     _histogram(
         "pharos.request.prefill.duration", "s", (*_SHORT, *_REQUEST),
         "Time from a request's first prefill step to its first token.", a.MODEL,
-        kind=Kind.FOLDED,
     ),
     _histogram(
         "pharos.request.decode.duration", "s", (*_SHORT, *_REQUEST),
         "Time from a request's first token to its last.", a.MODEL,
-        kind=Kind.FOLDED,
     ),
     _histogram(
         "pharos.inter_token.duration", "s", _INTER_TOKEN,
         "Time between two tokens of a sequence, on the engine's clock.", a.MODEL,
-        kind=Kind.FOLDED,
     ),
     _counter(
         "pharos.requests.finished", "{request}",
@@ -193,7 +183,6 @@ _REQUESTS = (
     _histogram(
         "pharos.request.tokens", "{token}", _TOKENS,
         "Tokens of a request's prompt and answer.", a.MODEL, a.REQUEST_TOKEN_TYPE,
-        kind=Kind.FOLDED,
     ),
     _counter(
         "pharos.tokens", "{token}",
@@ -245,10 +234,10 @@ _ENGINE = (
     ),
     _histogram(
         "pharos.engine.batch.size", "{sequence}", _BATCH,
-        "Sequences in a step.", kind=Kind.FOLDED,
+        "Sequences in a step.",
     ),
     _histogram(
-        "pharos.engine.step.duration", "s", _STEP, "Time of a step.", kind=Kind.FOLDED,
+        "pharos.engine.step.duration", "s", _STEP, "Time of a step.",
     ),
     _counter(
         "pharos.engine.restarts", "{restart}",
@@ -271,7 +260,6 @@ _MEMORY = (
         "pharos.ledger.prediction.ratio", "1", _RATIO,
         "Measured peak memory of a request, as a share of what was promised to it; above 1 it "
         "needed more.",
-        kind=Kind.FOLDED,
     ),
 )  # fmt: skip
 

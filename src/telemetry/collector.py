@@ -70,6 +70,7 @@ class MetricsCollector:
             instruments = Instruments(provider.get_meter(__name__))
         self._instruments = instruments
         self._window = window
+        window.follow(instruments.folded)
         self._memory = memory or ResidentMemory(lambda: {"server": os.getpid()})
         self._tracks_memory = enable_memory_tracking
         self._tracks_latency = enable_latency_tracking

@@ -41,11 +41,10 @@ __all__ = ["FoldedHistogram", "FoldedSet", "FoldedStream"]
 
 
 _SCALE = 4
-"""Of the exponential buckets: each is 4.4 % wider than the one before."""
-_PER_OCTAVE = 2.0**_SCALE
-_LEAST, _GREATEST = -24 * 2**_SCALE, 24 * 2**_SCALE - 1
-"""The buckets from 60 ns, or a fraction of a token, to half a year, or 16 million tokens; what
-lies beyond is in the outermost. They bound what a histogram can hold."""
+"""Of the exponential buckets that are sent: each is 4.4 % wider than the one before."""
+_OCTAVES = 24
+"""Buckets lie from 60 ns, or a fraction of a token, to half a year, or 16 million tokens; what lies
+beyond is in the outermost. That bounds what a histogram can hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +71,19 @@ class _Tally:
             self.zeros - earlier.zeros,
         )
 
-    def buckets(self) -> Buckets:
-        """Return the exponential buckets from the first to the last that is filled."""
+    def buckets(self, shift: int) -> Buckets:
+        """Return the exponential buckets from the first to the last that is filled.
+
+        Args:
+            shift: How many times two of them become one.
+        """
         if not self.fine:
             return Buckets(0, [0])
-        first, last = min(self.fine), max(self.fine)
-        return Buckets(first, [self.fine.get(place, 0) for place in range(first, last + 1)])
+        first, last = min(self.fine) >> shift, max(self.fine) >> shift
+        counts = [0] * (last - first + 1)
+        for place, count in self.fine.items():
+            counts[(place >> shift) - first] += count
+        return Buckets(first, counts)
 
 
 class FoldedHistogram:
@@ -88,19 +94,20 @@ class FoldedHistogram:
         instrument: Instrument,
         attributes: Mapping[str, str] | None = None,
         *,
-        exponential: bool = False,
+        scale: int | None = None,
     ) -> None:
-        """Count nothing yet; ``exponential``: in those buckets too."""
+        """Count nothing yet; in exponential buckets too where they have a scale."""
         self.instrument = instrument
         self.attributes = dict(attributes or {})
         self._bounds = instrument.buckets
         self._counts = [0] * (len(self._bounds) + 1)
         self._total = 0.0
-        self._exponential = exponential
+        self.scale = scale
+        self._per_octave = 2.0 ** (scale or 0)
         self._fine: dict[int, int] = {}
         self._zeros = 0
-        self._marks: dict[int, Exemplar] = {}
-        """The last exemplar of each bucket."""
+        self._marks: dict[int, tuple[float, int, SpanContext]] = {}
+        """Of each bucket the last example: its value, when it came (ns since 1970), its span."""
         self._lock = threading.Lock()
 
     def fold(self, value: float, times: int = 1, mark: SpanContext | None = None) -> None:
@@ -112,21 +119,21 @@ class FoldedHistogram:
             mark: The span that is an example of it, if it is kept.
         """
         place = bisect_left(self._bounds, value)
-        exemplar = None
-        if mark is not None and mark.trace_flags.sampled:
-            exemplar = Exemplar({}, value, time.time_ns(), mark.span_id, mark.trace_id)
         with self._lock:
             self._counts[place] += times
             self._total += value * times
-            if self._exponential:
+            if self.scale is not None:
                 self._fold_fine(value, times)
-            if exemplar is not None:
-                self._marks[place] = exemplar
+            if mark is not None and mark.trace_flags.sampled:
+                self._marks[place] = (value, time.time_ns(), mark)
 
     def exemplars(self, since_ns: int) -> list[Exemplar]:
         """Return the last one of each bucket that is no older (ns since 1970)."""
         with self._lock:
-            return [each for each in self._marks.values() if each.time_unix_nano >= since_ns]
+            marks = [mark for mark in self._marks.values() if mark[1] >= since_ns]
+        return [
+            Exemplar({}, value, at_ns, span.span_id, span.trace_id) for value, at_ns, span in marks
+        ]
 
     def fold_all(self, values: Sequence[float]) -> None:
         """Count several values, such as those of one step."""
@@ -137,7 +144,7 @@ class FoldedHistogram:
                 counts[bisect_left(bounds, value)] += 1
                 total += value
             self._total = total
-            if self._exponential:
+            if self.scale is not None:
                 for value in values:
                     self._fold_fine(value, 1)
 
@@ -150,9 +157,8 @@ class FoldedHistogram:
         if value <= 0.0:
             self._zeros += times
             return
-        place = math.ceil(math.log2(value) * _PER_OCTAVE) - 1
-        if not _LEAST <= place <= _GREATEST:
-            place = min(max(place, _LEAST), _GREATEST)
+        octave = max(-_OCTAVES, min(math.log2(value), _OCTAVES))
+        place = max(math.ceil(octave * self._per_octave) - 1, -_OCTAVES * 2 ** (self.scale or 0))
         self._fine[place] = self._fine.get(place, 0) + times
 
 
@@ -163,13 +169,25 @@ class FoldedSet:
         self.exponential = False
         """Whether exponential buckets are counted too. To be said before the first histogram."""
         self.histograms: tuple[FoldedHistogram, ...] = ()
+        self._scales: dict[str, int] = {}
         self._lock = threading.Lock()
+
+    def refine(self, name: str, scale: int) -> None:
+        """Count an instrument in exponential buckets of this scale, whoever else wants them.
+
+        Args:
+            name: Of the instrument. To be said before its first histogram.
+            scale: At least that of the buckets that are sent.
+        """
+        assert scale >= _SCALE
+        self._scales[name] = scale
 
     def add(
         self, instrument: Instrument, attributes: Mapping[str, str] | None = None
     ) -> FoldedHistogram:
         """Make a histogram and keep it."""
-        histogram = FoldedHistogram(instrument, attributes, exponential=self.exponential)
+        scale = self._scales.get(instrument.name, _SCALE if self.exponential else None)
+        histogram = FoldedHistogram(instrument, attributes, scale=scale)
         with self._lock:
             self.histograms = (*self.histograms, histogram)
         return histogram
@@ -184,9 +202,20 @@ class FoldedStream:
         temporality: AggregationTemporality,
         *,
         exponential: bool = False,
+        only: str = "",
     ) -> None:
+        """Read from a set.
+
+        Args:
+            folded: All histograms.
+            temporality: Whether each collection brings all, or what came since the last one.
+            exponential: Whether in exponential buckets.
+            only: The name of the one instrument to read, with its buckets as fine as they are;
+                empty reads all of them.
+        """
         self._folded = folded
         self._exponential = exponential
+        self._only = only
         self._temporality = temporality
         self._since: dict[FoldedHistogram, tuple[_Tally, int]] = {}
         """Delta alone: what was told, and until when (ns since 1970)."""
@@ -201,7 +230,7 @@ class FoldedStream:
             started_ns: When counting began, ns since 1970.
             now_ns: The moment of the collection.
         """
-        metrics = self._metrics(started_ns, now_ns)
+        metrics = self.metrics(started_ns=started_ns, now_ns=now_ns)
         if not metrics or not data.resource_metrics:
             return data
         resource, *resources = data.resource_metrics
@@ -209,13 +238,20 @@ class FoldedStream:
         scope = _with_metrics(scope, metrics)
         return MetricsData([_with_scopes(resource, [scope, *scopes]), *resources])
 
-    def _metrics(self, started_ns: int, now_ns: int) -> list[Metric]:
+    def metrics(self, *, started_ns: int, now_ns: int) -> list[Metric]:
+        """Return the folded histograms alone."""
         points: dict[Instrument, list[Any]] = {}
+        point: Any
         for histogram in self._folded.histograms:
+            if self._only and histogram.instrument.name != self._only:
+                continue
             tally, since_ns = self._gained(histogram, started_ns, now_ns)
-            make = _exponential_point if self._exponential else _explicit_point
             marks = histogram.exemplars(self._collected_ns)
-            point = make(histogram, tally, marks, since_ns, now_ns)
+            if self._exponential:
+                scale = (histogram.scale or 0) if self._only else _SCALE
+                point = _exponential_point(histogram, tally, marks, (since_ns, now_ns), scale)
+            else:
+                point = _explicit_point(histogram, tally, marks, (since_ns, now_ns))
             points.setdefault(histogram.instrument, []).append(point)
         self._collected_ns = now_ns
         kind = ExponentialHistogram if self._exponential else Histogram
@@ -247,12 +283,12 @@ _UNKNOWN = cast("Any", None)
 
 
 def _explicit_point(
-    histogram: FoldedHistogram, tally: _Tally, marks: list[Exemplar], since_ns: int, now_ns: int
+    histogram: FoldedHistogram, tally: _Tally, marks: list[Exemplar], times_ns: tuple[int, int]
 ) -> HistogramDataPoint:
     return HistogramDataPoint(
         attributes=histogram.attributes,
-        start_time_unix_nano=since_ns,
-        time_unix_nano=now_ns,
+        start_time_unix_nano=times_ns[0],
+        time_unix_nano=times_ns[1],
         count=sum(tally.counts),
         sum=tally.total,
         bucket_counts=tally.counts,
@@ -264,17 +300,21 @@ def _explicit_point(
 
 
 def _exponential_point(
-    histogram: FoldedHistogram, tally: _Tally, marks: list[Exemplar], since_ns: int, now_ns: int
+    histogram: FoldedHistogram,
+    tally: _Tally,
+    marks: list[Exemplar],
+    times_ns: tuple[int, int],
+    scale: int,
 ) -> ExponentialHistogramDataPoint:
     return ExponentialHistogramDataPoint(
         attributes=histogram.attributes,
-        start_time_unix_nano=since_ns,
-        time_unix_nano=now_ns,
+        start_time_unix_nano=times_ns[0],
+        time_unix_nano=times_ns[1],
         count=sum(tally.counts),
         sum=tally.total,
-        scale=_SCALE,
+        scale=scale,
         zero_count=tally.zeros,
-        positive=tally.buckets(),
+        positive=tally.buckets((histogram.scale or 0) - scale),
         negative=Buckets(0, [0]),
         flags=0,
         min=_UNKNOWN,

@@ -2,8 +2,8 @@
 
 Three kinds, by who does what when:
 
-* recorded: an attribute here; :meth:`add` or :meth:`record` once per finished request. Two
-  latencies are the SDK's, the rest is in plain numbers (:mod:`.totals`);
+* recorded: an attribute here; :meth:`add` or :meth:`record` once per finished request, in plain
+  numbers (:mod:`.totals`);
 * folded: an attribute here; :meth:`FoldedHistogram.fold` once per engine step;
 * observed: no attribute; :meth:`Instruments.observe` says where the number is, and
   each collection reads it there.
@@ -25,7 +25,7 @@ from .totals import FoldedFamily, Total
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from opentelemetry.metrics import CallbackOptions, Histogram, Meter
+    from opentelemetry.metrics import CallbackOptions, Meter
 
 __all__ = ["Instruments", "Reading", "Source"]
 
@@ -71,10 +71,9 @@ class Instruments:
         self._lock = threading.Lock()
         self._observed: set[str] = set()
 
-        self.gen_ai_request_duration = self._histogram("gen_ai.server.request.duration")
-
-        self._folded = folded or FoldedSet()
+        self.folded = folded or FoldedSet()
         self.http_request_duration = self._family("http.server.request.duration")
+        self.gen_ai_request_duration = self._family("gen_ai.server.request.duration")
         self.gen_ai_time_to_first_token = self._family("gen_ai.server.time_to_first_token")
         self.gen_ai_time_per_output_token = self._family("gen_ai.server.time_per_output_token")
         self.queue_duration = self._family("pharos.request.queue.duration")
@@ -93,7 +92,7 @@ class Instruments:
         self.breaker_transitions = self._counter("pharos.breaker.transitions")
         self.retries = self._counter("pharos.retries")
 
-        folded = self._folded
+        folded = self.folded
         self.inter_token = folded.add(BY_NAME["pharos.inter_token.duration"], {a.MODEL.name: model})
         self.batch_size = folded.add(BY_NAME["pharos.engine.batch.size"])
         self.step_duration = folded.add(BY_NAME["pharos.engine.step.duration"])
@@ -131,20 +130,10 @@ class Instruments:
             description=instrument.description,
         )
 
-    def _histogram(self, name: str) -> Histogram:
-        instrument = BY_NAME[name]
-        assert instrument.kind is Kind.HISTOGRAM
-        return self._meter.create_histogram(
-            name,
-            unit=instrument.unit,
-            description=instrument.description,
-            explicit_bucket_boundaries_advisory=instrument.buckets,
-        )
-
     def _family(self, name: str) -> FoldedFamily:
         instrument = BY_NAME[name]
-        assert instrument.kind is Kind.FOLDED
-        return FoldedFamily(instrument, self._folded)
+        assert instrument.kind is Kind.HISTOGRAM
+        return FoldedFamily(instrument, self.folded)
 
     def _counter(self, name: str) -> Total:
         instrument = BY_NAME[name]

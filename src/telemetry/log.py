@@ -9,10 +9,14 @@ address or a path.
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
+import operator
 import sys
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
+import msgspec
 import structlog
 
 from .correlation import CURRENT
@@ -61,6 +65,8 @@ class RequestLine:
 
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(RequestLine))
+_KNOWN = frozenset(_FIELDS)
+_values = operator.attrgetter(*_FIELDS)
 
 
 def log_request(line: RequestLine) -> None:
@@ -73,12 +79,19 @@ def log_request(line: RequestLine) -> None:
         level = logging.ERROR
     if not _requests.isEnabledFor(level):
         return
-    fields = {
+    # As Logger.log() would, less the search for the line that called it.
+    record = logging.LogRecord(_requests.name, level, "", 0, "request", (), None)
+    record.__dict__.update(line_fields(line))
+    _requests.handle(record)
+
+
+def line_fields(line: RequestLine) -> dict[str, object]:
+    """Return what the line says, in its order."""
+    return {
         name: round(value, 4) if type(value) is float else value
-        for name in _FIELDS
-        if (value := getattr(line, name))
+        for name, value in zip(_FIELDS, _values(line), strict=True)
+        if value
     }
-    _requests.log(level, "request", extra=fields)
 
 
 def configure_log(
@@ -92,8 +105,9 @@ def configure_log(
     if style == "auto":
         style = "console" if target.isatty() else "json"
     handler = logging.StreamHandler(target)
+    formatter = _JsonFormatter if style == "json" else structlog.stdlib.ProcessorFormatter
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
+        formatter(
             foreign_pre_chain=[
                 structlog.stdlib.add_log_level,
                 structlog.stdlib.add_logger_name,
@@ -114,6 +128,30 @@ def configure_log(
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)
 
 
+class _JsonFormatter(structlog.stdlib.ProcessorFormatter):
+    """Writes access lines without the steps that only other lines need: half of their price."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        if record.name != _requests.name or record.exc_info:
+            return super().format(record)
+        event = {
+            "event": record.msg,
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            **{name: value for name, value in vars(record).items() if name in _KNOWN},
+            "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+        }
+        return _json(event)
+
+
+def _json(event: object, **_: object) -> str:
+    try:
+        return msgspec.json.encode(event, enc_hook=repr).decode()
+    except (UnicodeEncodeError, ValueError, TypeError):  # half a surrogate pair, a huge integer
+        return json.dumps(event, default=repr, skipkeys=True)
+
+
 def _add_trace(_: object, __: str, event: EventDict) -> EventDict:
     """Say to which request a line belongs, where it was written while one was answered."""
     trace_id, span_id = CURRENT.get()
@@ -125,7 +163,7 @@ def _add_trace(_: object, __: str, event: EventDict) -> EventDict:
 
 def _renderers(style: Literal["json", "console"], *, colors: bool) -> list[Processor]:
     if style == "json":
-        return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_json)]
     return [
         structlog.dev.ConsoleRenderer(
             colors=colors, exception_formatter=structlog.dev.plain_traceback

@@ -131,16 +131,7 @@ def span_exporter(target: Target) -> SpanExporter:
 
 def metric_exporter(target: Target) -> MetricExporter:
     """Return an exporter of metrics."""
-    # Imported here: the settings are checked with this module before anything else is loaded.
-    from opentelemetry.sdk.metrics import Histogram  # noqa: PLC0415
-    from opentelemetry.sdk.metrics.view import (  # noqa: PLC0415
-        ExponentialBucketHistogramAggregation,
-    )
-
-    aggregation = (
-        {Histogram: ExponentialBucketHistogramAggregation()} if prefers_exponential() else None
-    )
-    exporter: MetricExporter = _exporter(target, preferred_aggregation=aggregation)
+    exporter: MetricExporter = _exporter(target)
     return exporter
 
 
@@ -150,12 +141,12 @@ def log_exporter(target: Target) -> LogRecordExporter:
     return exporter
 
 
-def _exporter(target: Target, **options: object) -> Any:  # noqa: ANN401 - one of three classes
+def _exporter(target: Target) -> Any:  # noqa: ANN401 - one of three classes
     """Make an exporter. Imports it here: most servers export nothing, and gRPC is an extra."""
     package = _GRPC_PACKAGE if target.protocol == _GRPC else _HTTP_PACKAGE
     module, name = _EXPORTERS[target.signal]
     make = getattr(importlib.import_module(f"{package}.{module}"), name)
-    return make(endpoint=target.endpoint, timeout=target.timeout_seconds, **options)
+    return make(endpoint=target.endpoint, timeout=target.timeout_seconds)
 
 
 def batch_limits(prefix: Literal["OTEL_BSP", "OTEL_BLRP"]) -> BatchLimits:

@@ -5,23 +5,26 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
+from opentelemetry import trace
+
 from . import attributes as a
 from .instruments import Reading
 from .log import RequestLine, log_request
+from .series import SeriesBook
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection
 
     from opentelemetry.context import Context
+    from opentelemetry.trace import SpanContext
 
     from .collector import MetricsCollector
     from .correlation import TraceIds
     from .instruments import Instruments
-    from .record import EngineReport, GenerationRecord, RequestRecord
+    from .record import EngineReport, RequestRecord
+    from .series import GenerationSeries
 
 __all__ = ["Recorder"]
-
-_Attributes = dict[str, str]
 
 
 class Recorder:
@@ -41,9 +44,9 @@ class Recorder:
             collector: Takes latencies and counts.
             models: The served names; whatever else a record names is not theirs.
         """
-        self._instruments = instruments
+        self._refusals = instruments.refusals
         self._collector = collector
-        self._models = frozenset(models)
+        self._book = SeriesBook(instruments, models)
         self._lock = threading.Lock()
         self._active: dict[str, int] = {}
         instruments.observe("http.server.active_requests", self._read_active)
@@ -63,87 +66,22 @@ class Recorder:
         """
         with self._lock:
             self._active[record.method] -= 1
-        attributes: dict[str, str | int] = {
-            a.HTTP_METHOD.name: record.method,
-            a.HTTP_STATUS.name: record.status,
-        }
-        if record.route:
-            attributes[a.HTTP_ROUTE.name] = record.route
-        if record.error_type:
-            attributes[a.ERROR_TYPE.name] = a.ERROR_TYPE.close(record.error_type)
-        self._instruments.http_request_duration.record(record.seconds, attributes, context)
+        mark = trace.get_current_span(context).get_span_context()
+        self._book.http(record).fold(record.seconds, mark=mark)
         if record.refusal:
             reason = a.REFUSAL_REASON.close(record.refusal)
-            self._instruments.refusals.add(1, {a.REFUSAL_REASON.name: reason})
-        if record.generation is not None:
-            self._generation(record, record.generation, context)
+            self._refusals.add(1, {a.REFUSAL_REASON.name: reason})
+        generation = record.generation
+        if generation is not None:
+            series = self._book.generation(generation)
+            # The window is told before: its slice may end.
+            self._collector.count_request(series.finished)
+            self._collector.take_latency(record.seconds, series.latency, context)
+            if generation.succeeded:
+                _fold_success(series, record, generation.engine, mark)
+            _fold_phases(series, generation.engine)
+            _count_tokens(series, generation.engine)
         log_request(_line(record, trace_ids))
-
-    def _generation(
-        self, record: RequestRecord, generation: GenerationRecord, context: Context
-    ) -> None:
-        """Record what only generations have; the window is told before, its slice may end."""
-        error = a.ERROR_TYPE.close(generation.error_type) if generation.error_type else ""
-        model = {a.MODEL.name: generation.model}
-        finished = model | {a.FINISH_REASON.name: generation.finish_reason}
-        gen_ai = self._gen_ai(generation)
-        failed = gen_ai | {a.ERROR_TYPE.name: error} if error else gen_ai
-        if error:
-            finished[a.ERROR_TYPE.name] = error
-        self._collector.count_request(finished, context)
-        self._collector.take_latency(record.seconds, failed, context)
-        if generation.succeeded:
-            self._success(record, generation.engine, gen_ai, context)
-        self._engine(generation.engine, model)
-
-    def _gen_ai(self, generation: GenerationRecord) -> _Attributes:
-        attributes = {
-            a.GEN_AI_OPERATION.name: generation.operation,
-            a.GEN_AI_PROVIDER.name: "mlx",
-            a.GEN_AI_RESPONSE_MODEL.name: generation.model,
-        }
-        if generation.request_model:
-            asked = a.close_model(generation.request_model, self._models)
-            attributes[a.GEN_AI_REQUEST_MODEL.name] = asked
-        return attributes
-
-    def _success(
-        self, record: RequestRecord, engine: EngineReport, gen_ai: _Attributes, context: Context
-    ) -> None:
-        instruments = self._instruments
-        if engine.first_token_at:
-            instruments.gen_ai_time_to_first_token.record(
-                record.first_token_seconds, gen_ai, context
-            )
-        if engine.decode_intervals:
-            mean = engine.decode_seconds / engine.decode_intervals
-            instruments.gen_ai_time_per_output_token.record(mean, gen_ai)
-
-    def _engine(self, engine: EngineReport, model: Mapping[str, str]) -> None:
-        """Record phases that were begun and ended, and tokens that were worked on."""
-        instruments = self._instruments
-        if engine.prefill_at:
-            waited = engine.prefill_at - engine.accepted_at
-            instruments.queue_duration.record(max(0.0, waited), model)
-        if engine.prefill_at and engine.first_token_at:
-            prefill = engine.first_token_at - engine.prefill_at
-            instruments.prefill_duration.record(max(0.0, prefill), model)
-        if engine.first_token_at and engine.finished_at:
-            decode = engine.finished_at - engine.first_token_at
-            instruments.decode_duration.record(max(0.0, decode), model)
-        kind, size = a.TOKEN_TYPE.name, instruments.request_tokens
-        if engine.prompt_tokens:
-            size.record(engine.prompt_tokens, {**model, kind: "input"})
-        if engine.completion_tokens:
-            size.record(engine.completion_tokens, {**model, kind: "output"})
-        counts = {
-            "input_computed": engine.prompt_tokens - engine.cached_tokens,
-            "input_cached": engine.cached_tokens,
-            "output": engine.completion_tokens,
-        }
-        for name, count in counts.items():
-            if count:
-                instruments.tokens.add(count, {**model, kind: name})
 
     def _read_active(self) -> list[Reading]:
         with self._lock:
@@ -151,6 +89,44 @@ class Recorder:
                 Reading(count, {a.HTTP_METHOD.name: method})
                 for method, count in self._active.items()
             ]
+
+
+def _fold_success(
+    series: GenerationSeries, record: RequestRecord, engine: EngineReport, mark: SpanContext
+) -> None:
+    if engine.first_token_at:
+        series.first_token.fold(record.first_token_seconds, mark=mark)
+    if engine.decode_intervals:
+        series.per_token.fold(engine.decode_seconds / engine.decode_intervals)
+
+
+def _fold_phases(series: GenerationSeries, engine: EngineReport) -> None:
+    """Record phases that were begun and ended."""
+    prefill_at, first_token_at = engine.prefill_at, engine.first_token_at
+    if prefill_at:
+        series.queue.fold(max(0.0, prefill_at - engine.accepted_at))
+    if prefill_at and first_token_at:
+        series.prefill.fold(max(0.0, first_token_at - prefill_at))
+    if first_token_at and engine.finished_at:
+        series.decode.fold(max(0.0, engine.finished_at - first_token_at))
+
+
+def _count_tokens(series: GenerationSeries, engine: EngineReport) -> None:
+    """Record tokens that were worked on."""
+    prompt, cached, completion = (
+        engine.prompt_tokens,
+        engine.cached_tokens,
+        engine.completion_tokens,
+    )
+    if prompt:
+        series.input_size.fold(prompt)
+    if prompt > cached:
+        series.computed.add(prompt - cached)
+    if cached:
+        series.cached.add(cached)
+    if completion:
+        series.output_size.fold(completion)
+        series.output.add(completion)
 
 
 def _line(record: RequestRecord, trace_ids: TraceIds) -> RequestLine:

@@ -20,7 +20,7 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode
 from . import attributes as a
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from opentelemetry.sdk.trace import Tracer as SdkTracer
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
@@ -35,12 +35,16 @@ _UNSET = Status()
 _FAILED = Status(StatusCode.ERROR)
 
 
+def _key(header: str) -> str:
+    return "HTTP_" + header.upper().replace("-", "_")
+
+
 class _Headers(Getter["Mapping[str, Any]"]):
     """Finds a request's headers in its WSGI environment."""
 
     def get(self, carrier: Mapping[str, Any], key: str) -> list[str] | None:
         """Return the header's values."""
-        value = carrier.get("HTTP_" + key.upper().replace("-", "_"))
+        value = carrier.get(_key(key))
         return None if value is None else [value]
 
     def keys(self, carrier: Mapping[str, Any]) -> list[str]:
@@ -68,6 +72,8 @@ class SpanWriter:
             epoch_offset_ns = time.time_ns() - time.monotonic_ns()
         self._offset_ns = epoch_offset_ns
         self._scope: InstrumentationScope | None = None
+        self._carriers = frozenset(map(_key, propagate.get_global_textmap().fields))
+        """Where a caller's trace may be in a WSGI environment."""
 
     def begin(self, environ: Mapping[str, Any], method: str, at: float) -> tuple[Span, Context]:
         """Start the span of an HTTP request; it continues the caller's trace.
@@ -75,7 +81,9 @@ class SpanWriter:
         Returns:
             The span, and a context with it for what belongs to the request.
         """
-        parent = propagate.extract(environ, context=Context(), getter=_HEADERS)
+        parent = Context()
+        if not self._carriers.isdisjoint(environ):
+            parent = propagate.extract(environ, context=parent, getter=_HEADERS)
         span = self._tracer.start_span(
             method,
             context=parent,
@@ -104,26 +112,13 @@ class SpanWriter:
     def _generation(
         self, parent: SpanContext, record: RequestRecord, generation: GenerationRecord
     ) -> None:
-        engine = generation.engine
-        events = []
-        if engine.prefill_at:
-            cached = {a.GEN_AI_CACHED_TOKENS: engine.cached_tokens}
-            events.append(Event("prompt_cache.lookup", cached, self._ns(engine.prefill_at)))
-        if engine.first_token_at:
-            events.append(Event("first_token", timestamp=self._ns(engine.first_token_at)))
-        for each in engine.resumptions:
-            why = {a.RESTART_REASON.name: each.reason}
-            events.append(Event("engine.lost", why, self._ns(each.lost_at)))
-            events.append(Event("resumed", timestamp=self._ns(each.resumed_at)))
         inside = self._write(
             f"{generation.operation} {generation.model}",
             parent,
             (record.started_at, record.ended_at),
-            attributes=_generation_attributes(generation),
-            events=events,
-            status=_FAILED if generation.failed else _UNSET,
+            generation,
         )
-        for name, begin, end in _phases(engine):
+        for name, begin, end in _phases(generation.engine):
             self._write(name, inside, (begin, end))
 
     def _write(
@@ -131,10 +126,7 @@ class SpanWriter:
         name: str,
         parent: SpanContext,
         times: tuple[float, float],
-        *,
-        attributes: Mapping[str, AttributeValue] | None = None,
-        events: Sequence[Event] = (),
-        status: Status = _UNSET,
+        generation: GenerationRecord | None = None,
     ) -> SpanContext:
         """Hand a span that is over to the processors, and return its context.
 
@@ -150,23 +142,50 @@ class SpanWriter:
             trace_flags=parent.trace_flags,
             trace_state=parent.trace_state,
         )
-        span = ReadableSpan(
-            name,
-            context=context,
-            parent=parent,
-            resource=tracer.resource,
-            attributes=attributes,
-            events=events,
-            status=status,
-            instrumentation_scope=self._scope,
-            start_time=self._ns(times[0]),
-            end_time=self._ns(times[1]),
-        )
+        fields: dict[str, Any] = {
+            "context": context,
+            "parent": parent,
+            "resource": tracer.resource,
+            "instrumentation_scope": self._scope,
+            "start_time": self._ns(times[0]),
+            "end_time": self._ns(times[1]),
+        }
+        if generation is None:
+            span = ReadableSpan(name, **fields)
+        else:
+            status = _FAILED if generation.failed else _UNSET
+            span = _GenerationSpan(name, generation, self._ns, status=status, **fields)
         tracer.span_processor.on_end(span)
         return context
 
     def _ns(self, at: float) -> int:
         return int(at * 1e9) + self._offset_ns
+
+
+class _GenerationSpan(ReadableSpan):
+    """What a generation's span says is worked out when it is asked for: by the thread that sends it."""
+
+    def __init__(
+        self,
+        name: str,
+        generation: GenerationRecord,
+        ns: Callable[[float], int],
+        **fields: Any,  # noqa: ANN401 - those of ReadableSpan
+    ) -> None:
+        super().__init__(name, **fields)
+        self._generation = generation
+        self._ns = ns
+        del self._attributes, self._events
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - one of two
+        """Make what is not there yet; called once for each of the two."""
+        if name == "_attributes":
+            self._attributes = _generation_attributes(self._generation)
+            return self._attributes
+        if name == "_events":
+            self._events = _generation_events(self._generation.engine, self._ns)
+            return self._events
+        raise AttributeError(name)
 
 
 def _phases(engine: EngineReport) -> list[tuple[str, float, float]]:
@@ -177,6 +196,20 @@ def _phases(engine: EngineReport) -> list[tuple[str, float, float]]:
         ("decode", engine.first_token_at, engine.finished_at),
     )
     return [(name, begin, end) for name, begin, end in times if 0 < begin <= end]
+
+
+def _generation_events(engine: EngineReport, ns: Callable[[float], int]) -> list[Event]:
+    events = []
+    if engine.prefill_at:
+        cached = {a.GEN_AI_CACHED_TOKENS: engine.cached_tokens}
+        events.append(Event("prompt_cache.lookup", cached, ns(engine.prefill_at)))
+    if engine.first_token_at:
+        events.append(Event("first_token", timestamp=ns(engine.first_token_at)))
+    for each in engine.resumptions:
+        why = {a.RESTART_REASON.name: each.reason}
+        events.append(Event("engine.lost", why, ns(each.lost_at)))
+        events.append(Event("resumed", timestamp=ns(each.resumed_at)))
+    return events
 
 
 def _http_attributes(record: RequestRecord) -> dict[str, AttributeValue]:

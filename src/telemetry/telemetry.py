@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol, Self
 
 from opentelemetry.sdk._logs import LoggerProvider
@@ -246,7 +247,22 @@ def _resource() -> Resource:
             "process.runtime.version": platform.python_version(),
         }
     )
-    return known.merge(OTELResourceDetector().detect())
+    merged = known.merge(OTELResourceDetector().detect())
+    return _FixedResource(dict(merged.attributes), merged.schema_url)
+
+
+class _FixedResource(Resource):
+    """Knows its hash. The SDK's resource writes itself out as JSON for it, once per span that is sent."""
+
+    @cached_property
+    def _hash(self) -> int:
+        return super().__hash__()
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or super().__eq__(other)
 
 
 def _cardinality_limits() -> dict[type, int]:

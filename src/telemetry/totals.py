@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .catalog import Instrument
     from .folded import FoldedHistogram, FoldedSet
 
-__all__ = ["FoldedFamily", "Total"]
+__all__ = ["FoldedFamily", "Sum", "Total"]
 
 _LIMIT = 1000
 """Series at most, should an open value ever come here by mistake; the rest is one more."""
@@ -46,7 +46,13 @@ class Total:
         context: Context | None = None,  # noqa: ARG002 - a sum has no exemplars
     ) -> None:
         """Add to the sum of these attributes; a total never falls, so nothing below zero."""
-        key: _Key = frozenset(attributes.items()) if attributes else frozenset()
+        self._add(amount, frozenset(attributes.items()) if attributes else frozenset())
+
+    def at(self, attributes: Mapping[str, str]) -> Sum:
+        """Return the series of these attributes; it shows once something was added."""
+        return Sum(self, frozenset(attributes.items()))
+
+    def _add(self, amount: float, key: _Key) -> None:
         with self._lock:
             if key not in self._sums and len(self._sums) >= _LIMIT:
                 key = frozenset(_OVERFLOW.items())
@@ -56,6 +62,18 @@ class Total:
         """Return all sums, for a collection."""
         with self._lock:
             return [Observation(total, _attributes(key)) for key, total in self._sums.items()]
+
+
+class Sum:
+    """One series of a :class:`Total`, for whoever adds to it often. Safe from any thread."""
+
+    def __init__(self, total: Total, key: _Key) -> None:
+        self._total = total
+        self._key = key
+
+    def add(self, amount: float) -> None:
+        """Add to it; nothing below zero."""
+        self._total._add(amount, self._key)  # noqa: SLF001 - of the same family
 
 
 class FoldedFamily:
@@ -75,12 +93,13 @@ class FoldedFamily:
         context: Context | None = None,
     ) -> None:
         """Count a value; the span of ``context`` is an example of it, where there is one."""
-        key: _Key = frozenset(attributes.items()) if attributes else frozenset()
-        found = self._series.get(key)
-        if found is None:
-            found = self._open(key)
         mark = trace.get_current_span(context).get_span_context() if context else None
-        found.fold(value, mark=mark)
+        self.at(attributes or {}).fold(value, mark=mark)
+
+    def at(self, attributes: Mapping[str, str | int]) -> FoldedHistogram:
+        """Return the series of these attributes. It shows from now on, also while it is empty."""
+        key: _Key = frozenset(attributes.items())
+        return self._series.get(key) or self._open(key)
 
     def _open(self, key: _Key) -> FoldedHistogram:
         with self._lock:

@@ -1,6 +1,6 @@
 """The last five minutes: what the legacy JSON says of latency and of requests per second.
 
-A metric reader of its own collects with delta temporality, so each collection
+A metric reader of its own collects delta exponential histograms: each collection
 brings what was recorded since the one before. Those deltas are kept in slices
 of 10 s. Nothing runs in the background: whoever records says so first
 (:meth:`WindowReader.advance`), and the first one past a slice's border closes
@@ -28,17 +28,20 @@ from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
     ExponentialHistogramDataPoint,
     MetricReader,
+    MetricsData,
+    ResourceMetrics,
+    ScopeMetrics,
 )
-from opentelemetry.sdk.metrics.view import (
-    Aggregation,
-    DropAggregation,
-    ExponentialBucketHistogramAggregation,
-)
+from opentelemetry.sdk.metrics.view import DropAggregation
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+from .folded import FoldedStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from opentelemetry.sdk.metrics.export import MetricsData
+    from .folded import FoldedSet
 
 __all__ = ["SLICE_SECONDS", "WINDOW_SECONDS", "Sketch", "Window", "WindowReader"]
 
@@ -47,8 +50,6 @@ SLICE_SECONDS = 10
 _SLICES = WINDOW_SECONDS // SLICE_SECONDS
 _SCALE = 7
 """Buckets are 0.54 % wide: no percentile is further off than that."""
-_BUCKETS = 4096
-"""At scale 7 they span a factor of 2^32, from 0.1 ms to five days; wider ones get coarser."""
 
 
 class Sketch:
@@ -59,8 +60,6 @@ class Sketch:
 
     def __init__(self) -> None:
         self.count = 0
-        self.minimum = math.inf
-        self.maximum = -math.inf
         self._scale = _SCALE
         self._zeros = 0
         self._buckets: dict[int, int] = {}
@@ -73,7 +72,8 @@ class Sketch:
             if count:
                 index = place >> shift
                 self._buckets[index] = self._buckets.get(index, 0) + count
-        self._count(point.count, point.zero_count, point.min, point.max)
+        self.count += point.count
+        self._zeros += point.zero_count
 
     def merge(self, other: Sketch) -> None:
         """Take everything that another sketch holds."""
@@ -82,7 +82,8 @@ class Sketch:
         for place, count in other._buckets.items():
             index = place >> shift
             self._buckets[index] = self._buckets.get(index, 0) + count
-        self._count(other.count, other._zeros, other.minimum, other.maximum)
+        self.count += other.count
+        self._zeros += other._zeros
 
     def percentiles(self, *shares: float) -> tuple[float, ...]:
         """Return the value at each share (0 to 1) of the samples in order; zeros where none are.
@@ -102,9 +103,9 @@ class Sketch:
             if seen + count >= rank:
                 place = index + (rank - seen - 0.5) / count
                 value: float = 2.0 ** (place / 2.0**self._scale)
-                return min(max(value, self.minimum), self.maximum)
+                return value
             seen += count
-        return self.maximum
+        raise AssertionError("the buckets hold fewer samples than were counted")
 
     def _coarsen(self, scale: int) -> None:
         shift = self._scale - scale
@@ -116,11 +117,23 @@ class Sketch:
         self._buckets = coarse
         self._scale = scale
 
-    def _count(self, count: int, zeros: int, minimum: float, maximum: float) -> None:
-        self.count += count
-        self._zeros += zeros
-        self.minimum = min(self.minimum, minimum)
-        self.maximum = max(self.maximum, maximum)
+
+_INSTRUMENTS = (
+    Counter,
+    Histogram,
+    ObservableCounter,
+    ObservableGauge,
+    ObservableUpDownCounter,
+    UpDownCounter,
+)
+_EMPTY = MetricsData(
+    [
+        ResourceMetrics(
+            Resource.get_empty(), [ScopeMetrics(InstrumentationScope("window"), [], "")], ""
+        )
+    ]
+)
+"""What the SDK brings: nothing."""
 
 
 @dataclass(slots=True)
@@ -153,23 +166,11 @@ class Window:
         return self.count / self.seconds if self.seconds > 0 else 0.0
 
 
-class _Chosen(Aggregation):
-    """Aggregates one instrument and drops all others. A View would do it for every reader."""
-
-    def __init__(self, name: str, aggregation: Aggregation) -> None:
-        self._name = name
-        self._chosen = aggregation
-        self._dropped = DropAggregation()
-
-    def _create_aggregation(self, instrument: Any, *rest: Any) -> Any:  # noqa: ANN401 - SDK's own
-        kind = self._chosen if instrument.name == self._name else self._dropped
-        return kind._create_aggregation(instrument, *rest)  # noqa: SLF001 - as the SDK calls it
-
-
 class WindowReader(MetricReader):
     """Keeps one histogram's last 300 s, and the rate and total of what is counted.
 
-    Safe from any thread. It belongs to the MeterProvider that it is passed to.
+    Safe from any thread. The histogram is a folded one, which the SDK does not know;
+    so it collects from :meth:`follow`'s set alone, and a poll asks for no other figure.
     """
 
     def __init__(
@@ -186,17 +187,23 @@ class WindowReader(MetricReader):
             counts: Which points of the histogram count, by their attributes.
             clock: Seconds, monotonic.
         """
-        super().__init__(
-            preferred_temporality={Histogram: AggregationTemporality.DELTA},
-            preferred_aggregation=_aggregations(histogram),
-        )
+        super().__init__(preferred_aggregation=dict.fromkeys(_INSTRUMENTS, DropAggregation()))
+        self._histogram = histogram
+        self._stream: FoldedStream | None = None
         self._counts = counts
         self._clock = clock
         self._started = clock()
         self._total = 0
         self._lock = threading.RLock()
-        """Held while the SDK collects; the SDK calls back in the same thread."""
+        """Held while one thread collects, and calls itself back."""
         self._slices: deque[_Slice] = deque([_Slice(self._index(self._started))])
+
+    def follow(self, folded: FoldedSet) -> None:
+        """Read the histogram from ``folded``. To be called before anything is recorded."""
+        folded.refine(self._histogram, _SCALE)
+        self._stream = FoldedStream(
+            folded, AggregationTemporality.DELTA, exponential=True, only=self._histogram
+        )
 
     def advance(self) -> None:
         """Close the open slice if its time is over. To be called just before recording."""
@@ -215,7 +222,7 @@ class WindowReader(MetricReader):
         """Return the window as it is now: one collection and one merge."""
         with self._lock:
             self._rotate()
-            self.collect()
+            self._gather()
             now = self._clock()
             merged = Sketch()
             for each in self._slices:
@@ -234,7 +241,7 @@ class WindowReader(MetricReader):
         """Forget everything, as if the process had just started."""
         with self._lock:
             self._rotate()
-            self.collect()
+            self._gather()
             self._started = self._clock()
             self._total = 0
             self._slices = deque([_Slice(self._index(self._started))])
@@ -247,10 +254,15 @@ class WindowReader(MetricReader):
         index = self._index(self._clock())
         if index == self._slices[-1].index:
             return
-        self.collect()  # what waits was recorded in the slice that ends now
+        self._gather()  # what waits was recorded in the slice that ends now
         self._slices.append(_Slice(index))
         while self._slices[0].index <= index - _SLICES:
             self._slices.popleft()
+
+    def _gather(self) -> None:
+        """Take what was recorded since the last time. The lock is held."""
+        if self._stream is not None:
+            self._receive_metrics(self._stream.append_to(_EMPTY, started_ns=0, now_ns=0))
 
     def _receive_metrics(
         self,
@@ -269,19 +281,6 @@ class WindowReader(MetricReader):
 
     def _index(self, now: float) -> int:
         return int(now // SLICE_SECONDS)
-
-
-def _aggregations(histogram: str) -> dict[type, Aggregation]:
-    dropped = DropAggregation()
-    fine = ExponentialBucketHistogramAggregation(max_size=_BUCKETS, max_scale=_SCALE)
-    return {
-        Counter: dropped,
-        Histogram: _Chosen(histogram, fine),
-        UpDownCounter: dropped,
-        ObservableCounter: dropped,
-        ObservableUpDownCounter: dropped,
-        ObservableGauge: dropped,
-    }
 
 
 def _points(data: MetricsData) -> Iterator[Any]:

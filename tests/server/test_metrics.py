@@ -13,6 +13,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from werkzeug.test import Client
 
 from mlx_pharos.engine.protocol import Delta, Failed, Finish, Step, StepFigures
+from mlx_pharos.resilience.api_keys import ApiKey
 from mlx_pharos.server.observation import StepFolder
 from mlx_pharos.telemetry.collector import MetricsCollector, make_window
 from mlx_pharos.telemetry.folded import FoldedSet
@@ -33,7 +34,9 @@ KEY = "metrics-s3cret"
 @pytest.fixture(scope="module")
 def keyed(tiny_model: Any, serving: Callable[..., Any]) -> Iterator[RunningServer]:
     """A server with an API key and a metrics key."""
-    with serving(tiny_model, api_key="api-s3cret", metrics_api_key=KEY) as running:
+    with serving(
+        tiny_model, api_keys=(ApiKey.of("app", "api-s3cret"),), metrics_api_key=KEY
+    ) as running:
         yield running
 
 

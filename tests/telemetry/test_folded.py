@@ -101,7 +101,7 @@ def test_deltas_add_up() -> None:
 
 def test_no_value_is_lost_between_threads() -> None:
     """Eight threads that fold at once are counted in full."""
-    histogram = FoldedHistogram(INSTRUMENT, exponential=True)
+    histogram = FoldedHistogram(INSTRUMENT, scale=4)
 
     def fold() -> None:
         for _ in range(500):

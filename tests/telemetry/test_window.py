@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.sdk.metrics import MeterProvider
 
+from mlx_pharos.telemetry.instruments import Instruments
 from mlx_pharos.telemetry.window import SLICE_SECONDS, WINDOW_SECONDS, WindowReader
 
 SHARES = (0.5, 0.95, 0.99)
@@ -22,14 +23,15 @@ class _Clocked:
     def __init__(self, start: float = 12345.0) -> None:
         self.now = start
         self.reader = WindowReader(
-            histogram="latency",
+            histogram="gen_ai.server.request.duration",
             counts=lambda attributes: attributes.get("error.type") != "refused",
             clock=lambda: self.now,
         )
         provider = MeterProvider(metric_readers=[self.reader], shutdown_on_exit=False)
-        meter = provider.get_meter("test")
-        self._latency = meter.create_histogram("latency", unit="s")
-        self._other = meter.create_histogram("other", unit="s")
+        instruments = Instruments(provider.get_meter("test"))
+        self.reader.follow(instruments.folded)
+        self._latency = instruments.gen_ai_request_duration
+        self._other = instruments.http_request_duration
 
     def record(self, seconds: float, error: str = "") -> None:
         """Record a request as the recorder does."""
