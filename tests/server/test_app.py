@@ -21,6 +21,7 @@ class BrokenEngine:
 
     state = EngineState.READY
     loaded = None
+    retry_after = 1.0
 
     def submit_all(self, *_: object, **__: object) -> None:
         """Fail."""
