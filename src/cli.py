@@ -1,4 +1,4 @@
-"""The command ``pharos``: serve, pull, doctor, keys.
+"""The command ``pharos``: serve, pull, doctor, keys, service.
 
 What a command needs is imported when it runs, in the order in which it is
 needed: ``pharos serve`` has spawned the engine process before it imports Flask,
@@ -40,6 +40,7 @@ Pharos: a model server for MLX that can be left running
   pharos pull M           fetch a model beforehand
   pharos doctor           say whether this machine can serve, and what to mend
   pharos keys add NAME    make a key for a client; also list, and remove NAME
+  pharos service print    print the file with which systemd or launchd runs it
   pharos --version        print the version
 
 `pharos COMMAND --help` says more.
@@ -56,7 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the process's exit code."""
     given = sys.argv[1:] if arguments is None else [*arguments]
     command, *rest = given or [""]
-    commands = {"serve": _serve, "pull": _pull, "doctor": _doctor, "keys": _keys}
+    commands = {
+        "serve": _serve,
+        "pull": _pull,
+        "doctor": _doctor,
+        "keys": _keys,
+        "service": _service,
+    }
     if command in {"--version", "-V"}:
         print(f"pharos {__version__}")
         return 0
@@ -104,7 +111,7 @@ def _serve(arguments: Sequence[str]) -> int:
         process=process,
     )
     try:  # from here on the model loads while Flask is imported
-        from .server import serve
+        from .server import SdNotify, serve
         from .telemetry.log import configure_log
 
         configure_log(level=settings.log_level, style=settings.log_format)
@@ -112,7 +119,12 @@ def _serve(arguments: Sequence[str]) -> int:
         plain = settings.log_format == "console" or (
             settings.log_format == "auto" and sys.stderr.isatty()
         )
-        return serve(_server_options(settings), engine, say_in_log=not plain)
+        return serve(
+            _server_options(settings),
+            engine,
+            say_in_log=not plain,
+            notify=SdNotify.of(os.environ),
+        )
     except ConfigurationError as error:  # what held a moment ago holds no more
         _say(error.report())
         return EXIT_USAGE
@@ -321,3 +333,16 @@ def _doctor(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     return 0 if can_serve else EXIT_FAILED
+
+
+def _service(arguments: Sequence[str]) -> int:
+    """Print the file of a service manager."""
+    what, *rest = arguments or [""]
+    if what in {"-h", "--help"}:
+        rest = ["--help"]
+    elif what != "print":
+        _say("pharos service: there is one command, `pharos service print`")
+        return EXIT_USAGE
+    from .service.command import print_service
+
+    return print_service(rest)

@@ -1,4 +1,4 @@
-"""Generate the reference pages that come from the code: settings, errors and metrics.
+"""Generate what comes from the code: pages on settings, errors and metrics, and service files.
 
 ``make docs`` writes them; a test fails where a page and the code differ.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import services
 from mlx_pharos.resilience import errors
 from mlx_pharos.settings import GROUPS, Settings
 from mlx_pharos.sources import allowed_values, flag_of, shown_default, variable_of
@@ -162,6 +163,7 @@ PAGES = {
     "docs/reference/settings.md": settings_page,
     "docs/reference/errors.md": errors_page,
     "docs/reference/metrics.md": metrics_page,
+    **services.FILES,
 }
 """The pages and what makes them."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from .app import create_app
 from .options import RequestDefaults, ServerOptions
+from .sd_notify import SdNotify
 from .serving import serve
 
-__all__ = ["RequestDefaults", "ServerOptions", "create_app", "serve"]
+__all__ = ["RequestDefaults", "SdNotify", "ServerOptions", "create_app", "serve"]

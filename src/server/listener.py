@@ -42,6 +42,10 @@ _LARGEST_ANSWER = 64 * 1024 * 1024
 """Bytes that may wait for a slow reader before its thread waits too; beyond 1 MiB on disk."""
 
 
+def _nothing() -> None:
+    """Nobody wants to know."""
+
+
 class ListenError(Exception):
     """The server cannot listen; the text says what to do."""
 
@@ -54,6 +58,8 @@ class Listener:
         options: Fixed for the listener's life.
         shutdown: Where the application sees how far the drain is.
         on_drain: Called once in the thread of :meth:`run`, when new work is refused.
+        on_turn: Called in that thread each time that the loop has turned; must be quick.
+        turn_seconds: How often the loop has to turn at least while nothing happens.
 
     Raises:
         ListenError: The address is taken, not allowed, or not of this machine.
@@ -66,9 +72,13 @@ class Listener:
         shutdown: Shutdown,
         *,
         on_drain: Callable[[], None],
+        on_turn: Callable[[], None] = _nothing,
+        turn_seconds: float = _LOOP_SECONDS,
     ) -> None:
         self._options = options
         self._on_drain = on_drain
+        self._on_turn = on_turn
+        self._loop_seconds = min(_LOOP_SECONDS, turn_seconds)
         self._shutdown = shutdown
         self._stops = 0
         self._deadline = 0.0
@@ -99,8 +109,9 @@ class Listener:
         """Serve until :meth:`stop` was called and the drain is over."""
         try:
             while not (self._stops and self._drained()):
-                wait = _DRAIN_LOOP_SECONDS if self._stops else _LOOP_SECONDS
+                wait = _DRAIN_LOOP_SECONDS if self._stops else self._loop_seconds
                 wasyncore.loop(timeout=wait, use_poll=True, map=self._map, count=1)
+                self._on_turn()
         finally:
             wasyncore.close_all(self._map)
             self._dispatcher.shutdown(timeout=1)

@@ -13,10 +13,13 @@ from ..engine.client import EngineState
 from .app import create_app, start_telemetry
 from .listener import Listener, ListenError
 from .observation import observe_listener
+from .sd_notify import SdNotify
 from .shutdown import Shutdown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from _typeshed.wsgi import WSGIApplication
 
     from ..engine.client import EngineClient
     from .options import ServerOptions
@@ -37,7 +40,13 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LONG = 3600.0
 
 
-def serve(options: ServerOptions, engine: EngineClient, *, say_in_log: bool = False) -> int:
+def serve(
+    options: ServerOptions,
+    engine: EngineClient,
+    *,
+    say_in_log: bool = False,
+    notify: SdNotify | None = None,
+) -> int:
     """Serve until a signal; return the process' exit code.
 
     Binds at once, so probes are answered while the model loads. The first
@@ -49,19 +58,21 @@ def serve(options: ServerOptions, engine: EngineClient, *, say_in_log: bool = Fa
         engine: Started; may still load.
         say_in_log: Tell the operator through :mod:`logging`, for a log that programs read;
             else in plain lines on standard error.
+        notify: The way to the service manager that started this process, if one did.
     """
     shutdown = Shutdown()
+    notify = notify or SdNotify()
     say = _log_line if say_in_log else _write_line
     telemetry = start_telemetry(options)
     try:
         try:
             app = create_app(options, engine, telemetry, shutdown)
-            listener = Listener(app, options, shutdown, on_drain=engine.drain)
+            listener = _listener(app, options, shutdown, engine, notify)
         except ListenError as error:
             say(f"Pharos cannot start: {error}", logging.ERROR)
             return EXIT_CANNOT_LISTEN
         observe_listener(telemetry.instruments, listener)
-        herald = _Herald(listener, options, engine, say)
+        herald = _Herald(listener, options, engine, say, notify)
         with _signals(listener):
             herald.start()
             listener.run()
@@ -71,13 +82,40 @@ def serve(options: ServerOptions, engine: EngineClient, *, say_in_log: bool = Fa
         telemetry.shutdown()
 
 
+def _listener(
+    app: WSGIApplication,
+    options: ServerOptions,
+    shutdown: Shutdown,
+    engine: EngineClient,
+    notify: SdNotify,
+) -> Listener:
+    def drain() -> None:
+        engine.drain()
+        notify.stopping(f"Stopping; running requests get {options.drain_seconds:g} s.")
+
+    return Listener(
+        app,
+        options,
+        shutdown,
+        on_drain=drain,
+        on_turn=notify.turn,
+        turn_seconds=notify.turn_seconds,
+    )
+
+
 class _Herald:
     """Waits for the model in a thread of its own, and tells the operator how that went."""
 
     def __init__(
-        self, listener: Listener, options: ServerOptions, engine: EngineClient, say: _Say
+        self,
+        listener: Listener,
+        options: ServerOptions,
+        engine: EngineClient,
+        say: _Say,
+        notify: SdNotify,
     ) -> None:
         self._say = say
+        self._notify = notify
         self._listener = listener
         self._options = options
         self._engine = engine
@@ -85,6 +123,7 @@ class _Herald:
 
     def start(self) -> None:
         """Say where the server listens, and begin to wait."""
+        self._notify.status("Loading the model.")
         self._say(f"Pharos listens on {self._listener.url} and loads the model.", logging.INFO)
         threading.Thread(target=self._wait, name="herald", daemon=True).start()
 
@@ -94,6 +133,7 @@ class _Herald:
             engine.wait_ready(_LONG)
         if engine.state is EngineState.READY:
             name = self._options.model_name
+            self._notify.ready(f"Serving '{name}' at {self._listener.url}/v1.")
             self._say(f"Pharos is ready: {self._listener.url}/v1 serves '{name}'.", logging.INFO)
         engine.wait_gone()
         if engine.state is EngineState.DOWN:
