@@ -1,19 +1,19 @@
 """The engine as the server uses it: submit a request, receive its events.
 
-Threads: any thread may submit and close; one reader thread, owned by the
-client, decodes the engine's messages and hands each event to its request. It
-is the only thread that reads the pipe and it never blocks on anything else,
-so the two processes cannot wait for each other.
+Threads: any thread may submit and close. The reader thread of the supervision
+hands each event to its request; it never blocks on anything but the pipe's
+reading end, so the two processes cannot wait for each other.
+
+When an engine dies, its requests are held and go on in the next one. Whoever
+waits for their events notices a pause, and nothing else.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
-import threading
 import time
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Unpack
 
 from ..resilience.admission import Admission
@@ -25,16 +25,19 @@ from ..resilience.errors import (
 )
 from ..resilience.restarts import RestartPolicy
 from . import protocol
-from .engine_state import EngineSnapshot, EngineState
-from .generation import Generation, failure, rejection
-from .protocol import Accepted, Failed, Finish, Loaded, LoadFailed, Rejected, Step
+from .engine_state import Endurance, EngineSnapshot, EngineState
+from .flight import Flight
+from .generation import Generation, Resumed, failure, rejection
+from .in_flight import InFlight
+from .protocol import Accepted, Failed, Finish, Rejected, Started, Step
+from .supervision import Supervision
 from .supervisor import EngineProcess
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from .engine_state import SubmitOptions
-    from .protocol import EngineOptions, FromEngine, Prompt, Sampling, ToEngine
+    from .protocol import EngineOptions, FromEngine, Loaded, Prompt, Sampling, ToEngine
 
 __all__ = ["EngineClient", "EngineSnapshot", "EngineState", "start_engine"]
 
@@ -46,15 +49,6 @@ _LONGEST_PACE = 0.025
 """Seconds; what a reader does not notice."""
 
 
-@dataclass(slots=True)
-class _InFlight:
-    """A request that holds places until the engine has ended it."""
-
-    generation: Generation
-    places: int
-    tenant: int
-
-
 def start_engine(
     options: EngineOptions,
     *,
@@ -62,6 +56,7 @@ def start_engine(
     max_queue: int,
     process: EngineProcess | None = None,
     restarts: RestartPolicy | None = None,
+    endurance: Endurance | None = None,
 ) -> EngineClient:
     """Start the engine and return its client at once, while the model loads.
 
@@ -72,15 +67,19 @@ def start_engine(
         process: A process that was spawned before its options were known, so
             that its imports ran meanwhile; the client owns it from now on.
         restarts: How often a dead engine is started again.
+        endurance: How long a silent engine is believed, and how many deaths a
+            request survives.
     """
     process = process or EngineProcess()
     process.start(options)
     admission = Admission(max_batch=max_batch, max_queue=max_queue)
-    return EngineClient(process, options, admission, restarts or RestartPolicy())
+    return EngineClient(
+        process, options, admission, restarts or RestartPolicy(), endurance or Endurance()
+    )
 
 
 class EngineClient:
-    """Owns the engine process, the requests in flight, and the reader thread.
+    """Owns the requests in flight and the engine's supervision.
 
     Lives as long as the server, across restarts of the process; :meth:`close`
     ends it.
@@ -92,22 +91,11 @@ class EngineClient:
         options: EngineOptions,
         admission: Admission,
         restarts: RestartPolicy,
+        endurance: Endurance,
     ) -> None:
-        self._process = process
-        self._options = options
         self._admission = admission
-        self._restarts = restarts
-        self._lock = threading.Lock()
-        """Guards ``_in_flight`` and ``_state``; never held across a call out."""
-        self._send_lock = threading.Lock()
-        """Guards the pipe's writing end, and which process it leads to."""
-        self._in_flight: dict[int, _InFlight] = {}
-        self._state = EngineState.LOADING
+        self._in_flight = InFlight(crash_budget=endurance.crash_budget)
         self._draining = False
-        self._settled = threading.Event()
-        """Set while waiting makes no sense: the engine is ready, or none will come."""
-        self._gone = threading.Event()
-        """Set when no engine will come any more."""
         self._ids = itertools.count(1)
         self._last_step: Step | None = None
         self._listener_failed = False
@@ -115,24 +103,45 @@ class EngineClient:
         """Told of each step in the reader thread before anybody else; must be quick."""
         self.on_restart: Callable[[str], None] = _ignore
         """Told in the reader thread how the engine ended that is started again."""
+        self.on_resume: Callable[[str], None] = _ignore
+        """Told how the engine ended for each request that goes on in another; any thread."""
+        self.on_lost: Callable[[int, int], None] = _ignore
+        """Told the id and the choices of a request that ended without its engine; any thread."""
         self.on_loaded: Callable[[], None] = _ignore
         """Told in the reader thread that the engine is ready, from now on or already."""
-        self.loaded: Loaded | None = None
-        self.down_reason = ""
-        self.restarts = 0
-        """How often a dead engine was started again."""
-        self._reader = threading.Thread(target=self._run, name="engine-reader", daemon=True)
-        self._reader.start()
+        self._supervision = Supervision(process, options, restarts, endurance, self)
+        self._supervision.on_restart = lambda ending: self._tell(partial(self.on_restart, ending))
+        self._supervision.start()
 
     @property
     def pid(self) -> int:
         """The engine's process id."""
-        return self._process.pid
+        return self._supervision.pid
 
     @property
     def state(self) -> EngineState:
         """What the engine can do now."""
-        return self._state
+        return self._supervision.state
+
+    @property
+    def loaded(self) -> Loaded | None:
+        """What the engine said when it was ready last; None before the first time."""
+        return self._supervision.loaded
+
+    @property
+    def down_reason(self) -> str:
+        """Why the engine is down, for the operator; empty while it is not."""
+        return self._supervision.down_reason
+
+    @property
+    def restarts(self) -> int:
+        """How often a dead engine was started again."""
+        return self._supervision.restarts
+
+    @property
+    def last_ending(self) -> str:
+        """How the last dead engine ended: a signal, an exit code or ``hang``; empty without one."""
+        return self._supervision.last_ending
 
     @property
     def in_flight(self) -> int:
@@ -145,12 +154,11 @@ class EngineClient:
 
     def wait_ready(self, timeout: float) -> bool:
         """Wait until an engine is ready; False when none will be, or the seconds ran out."""
-        self._settled.wait(timeout)
-        return self._state is EngineState.READY
+        return self._supervision.wait_ready(timeout)
 
     def wait_gone(self, timeout: float | None = None) -> bool:
         """Wait until no engine will come any more: it was closed, or died too often."""
-        return self._gone.wait(timeout)
+        return self._supervision.wait_gone(timeout)
 
     def snapshot(self) -> EngineSnapshot:
         """Return the figures of the engine's last step."""
@@ -175,43 +183,15 @@ class EngineClient:
             QueueFullError: Batch and queue have not enough free places for all.
             InvalidRequestError: They are more than the server can ever hold.
         """
-        n, tenant = options.get("n", 1), options.get("tenant", 0)
-        generations = self._admit(len(prompts), n=n, tenant=tenant)
-        for generation, prompt in zip(generations, prompts, strict=True):
-            self._send(
-                protocol.Submit(
-                    id=generation.id,
-                    prompt=prompt,
-                    sampling=sampling,
-                    n=n,
-                    max_tokens=options.get("max_tokens", 0),
-                    stop=options.get("stop", ()),
-                    logprobs=options.get("logprobs", False),
-                    top_logprobs=options.get("top_logprobs", 0),
-                    submitted_at=time.monotonic(),
-                    echo=options.get("echo", False),
-                    tenant=tenant,
-                )
-            )
-        return generations
-
-    def _admit(self, requests: int, *, n: int, tenant: int) -> list[Generation]:
-        """Take the places of all, and register them before anything is sent.
-
-        So the end of none can be missed, whenever the engine dies.
-        """
         self._refuse_unless_ready()
-        self._admission.take(requests * n, tenant)
-        generations = [
-            Generation(next(self._ids), n=n, cancel=self._cancel, pace=self._pace)
-            for _ in range(requests)
-        ]
-        with self._lock:
-            if self._state is EngineState.READY:
-                self._in_flight |= {made.id: _InFlight(made, n, tenant) for made in generations}
-                return generations
-        self._admission.release(requests * n, tenant)
-        raise self._unavailable()
+        places, tenant = len(prompts) * options.get("n", 1), options.get("tenant", 0)
+        self._admission.take(places, tenant)
+        flights = [self._flight(prompt, sampling, options) for prompt in prompts]
+        if not self._in_flight.add(flights):
+            self._admission.release(places, tenant)
+            raise self._unavailable()
+        self._send()
+        return [flight.generation for flight in flights]
 
     def drain(self) -> None:
         """Refuse new work from now on; what runs goes on."""
@@ -219,113 +199,121 @@ class EngineClient:
 
     def close(self) -> None:
         """End the engine; requests still in flight end with :class:`EngineDiedError`."""
-        with self._lock:
-            self._state = EngineState.STOPPED
-        self._set_gone()
-        self._process.stop()
-        self._reader.join()
-        with self._send_lock:
-            self._process.connection.close()
+        self._supervision.close()
+
+    # -- what the supervision asks and tells ----------------------------------
+
+    def take(self, message: FromEngine) -> None:
+        """Hand the events of a message to their requests."""
+        if isinstance(message, Step):
+            self._last_step = message
+            self._tell(lambda: self.on_step(message))
+            for event in message.events:
+                self._deliver(event, message.at)
+        elif isinstance(message, Accepted | Rejected | Started | Failed):
+            self._deliver(message, 0.0)
+
+    def lose_engine(self, ending: str, at: float) -> Collection[float]:
+        """Hold the requests for the next engine, and end those that were in too many deaths."""
+        self._last_step = None
+        verdict = self._in_flight.interrupt(ending, at)
+        if self.state is not EngineState.STOPPED:
+            _log.error(
+                "the engine ended: %s; %d requests wait for the next one, %d end",
+                ending,
+                verdict.kept,
+                len(verdict.convicted),
+            )
+        for flight in verdict.convicted:
+            deaths = len(flight.deaths)
+            self._end(flight, EngineDiedError(f"The engine died {deaths} times on this request."))
+        for flight in verdict.left:
+            self._end(flight, _cancelled())
+        return verdict.pardoned
+
+    def gain_engine(self, loaded: Loaded) -> None:  # noqa: ARG002
+        """Let the requests go on."""
+        self._tell(self.on_loaded)
+        self._in_flight.open()
+        self._send()
+
+    def give_up(self) -> None:
+        """End all requests that are left."""
+        message = "The engine died while this request ran, and is not started again."
+        if self.state is EngineState.STOPPED:
+            message = "The server is shutting down and ended this request."
+        for flight in self._in_flight.shut():
+            self._end(flight, EngineDiedError(message))
+
+    def has_work(self) -> bool:
+        """Whether any request was sent and has not ended."""
+        return self._in_flight.pending
+
+    def exchange(self, change: Callable[[], None]) -> None:
+        """Call ``change`` while nobody writes to the engine."""
+        with self._in_flight.writing():
+            change()
+
+    def ask(self, question: ToEngine) -> None:
+        """Write a message, unless that would have to wait."""
+        with self._in_flight.writing_now() as free:
+            if free:
+                self._supervision.write_soon(question)
+
+    # -------------------------------------------------------------------------
+
+    def _flight(self, prompt: Prompt, sampling: Sampling, options: SubmitOptions) -> Flight:
+        n = options.get("n", 1)
+        submit = protocol.Submit(
+            id=next(self._ids),
+            prompt=prompt,
+            sampling=sampling,
+            n=n,
+            max_tokens=options.get("max_tokens", 0),
+            stop=options.get("stop", ()),
+            logprobs=options.get("logprobs", False),
+            top_logprobs=options.get("top_logprobs", 0),
+            submitted_at=time.monotonic(),
+            echo=options.get("echo", False),
+            tenant=options.get("tenant", 0),
+        )
+        generation = Generation(submit.id, n=n, cancel=self._cancel, pace=self._pace)
+        return Flight(submit, generation, places=n)
 
     def _refuse_unless_ready(self) -> None:
         if self._draining:
             message = "The server is shutting down. Retry against another instance, or later."
             raise DrainingError(message, retry_after=5.0)
-        if self._state is not EngineState.READY:
+        if self.state is not EngineState.READY:
             raise self._unavailable()
 
     def _unavailable(self) -> EngineUnavailableError:
-        if self._state is EngineState.LOADING:
+        if self._supervision.gone and self.loaded:
+            message = "The engine died too often and is not started again. The server needs a look."
+            return EngineUnavailableError(message, retry_after=30.0)
+        if self.loaded is None:
             return EngineUnavailableError("The model is still loading. Retry in a moment.")
-        return EngineUnavailableError("The engine is down. Retry later.", retry_after=2.0)
+        message = "The engine ended and is started again. Retry in a moment."
+        return EngineUnavailableError(message, retry_after=2.0)
 
     def _pace(self) -> float:
         """Return the seconds between two looks of one stream: more streams, longer waits."""
         return min(self._admission.taken / _LOOKS_PER_SECOND, _LONGEST_PACE)
 
     def _cancel(self, request_id: int) -> None:
-        self._send(protocol.Cancel(request_id))
+        """Cancel a request; one that no engine has gives its places back at once."""
+        flight = self._in_flight.cancel(
+            request_id, self._supervision.write, protocol.Cancel(request_id)
+        )
+        if flight is not None:
+            self._end(flight, _cancelled())
 
-    def _send(self, message: ToEngine) -> None:
-        """Write one message about a request in flight.
-
-        One that has ended with its engine must not reach the next engine. A
-        broken pipe is left to the reader, which sees the same end.
-        """
-        data = protocol.encode(message)
-        with self._send_lock, contextlib.suppress(OSError):
-            if message.id in self._in_flight:
-                self._process.connection.send_bytes(data)
-
-    def _run(self) -> None:
-        """Read from one engine after the other. The reader thread's body."""
-        while True:
-            self._read()
-            ending = self._process.describe_end()
-            self._end_all(ending)
-            if not self._start_again(ending):
-                self._set_gone()
-                return
-
-    def _read(self) -> None:
-        """Deliver messages until the pipe ends."""
-        connection = self._process.connection
-        try:
-            while True:
-                self._dispatch(protocol.decode_from_engine(connection.recv_bytes()))
-        except (EOFError, OSError):
-            return
-        except Exception:  # noqa: BLE001 - a thread's border: every request must be told
-            _log.exception("the engine sent a message that cannot be read")
-
-    def _start_again(self, ending: str) -> bool:
-        """Start another engine after a while; False where there is to be none."""
-        if self.loaded is None:
-            return False  # the first load failed: the next would, too
-        delay = self._restarts.after_death(time.monotonic())
-        if delay is None:
-            policy = self._restarts
-            self.down_reason += (
-                f"; that was more than {policy.limit} times in {policy.window_seconds:g} s"
-            )
-            return False
-        if self._gone.wait(delay):
-            return False
-        process = EngineProcess()
-        with self._lock:
-            wanted = self._state is EngineState.DOWN
-            if wanted:
-                self._state = EngineState.LOADING
-        if not wanted:
-            process.discard()
-            return False
-        with self._send_lock:
-            self._process.connection.close()
-            self._process = process
-        if self._gone.is_set():
-            process.stop()  # closed meanwhile, when it could only stop the old one
-        process.start(self._options)
-        self.restarts += 1
-        self._tell(lambda: self.on_restart(ending))
-        _log.warning("the engine is started again")
-        return True
-
-    def _dispatch(self, message: FromEngine) -> None:
-        match message:
-            case Step():
-                self._last_step = message
-                self._tell(lambda: self.on_step(message))
-                for event in message.events:
-                    self._deliver(event)
-            case Accepted() | Rejected() | Failed():
-                self._deliver(message)
-            case Loaded():
-                self.loaded = message
-                self.down_reason = ""
-                self._tell(self.on_loaded)
-                self._settle(EngineState.READY)
-            case LoadFailed():
-                self.down_reason = message.reason
+    def _send(self) -> None:
+        """Send what may be sent now, and tell those that go on from another engine."""
+        for flight in self._in_flight.send(self._supervision.write):
+            ending, lost_at = flight.lost
+            flight.generation.deliver(Resumed(ending, lost_at, time.monotonic()))
+            self._tell(partial(self.on_resume, ending))
 
     def _tell(self, listener: Callable[[], None]) -> None:
         """Call a listener. Whatever it raises, the requests go on, and the log says so once."""
@@ -336,63 +324,45 @@ class EngineClient:
                 _log.exception("a listener of the engine failed; its figures are incomplete")
             self._listener_failed = True
 
-    def _deliver(self, event: protocol.RequestEvent) -> None:
-        entry = self._in_flight.get(event.id)
-        if entry is None:
+    def _deliver(self, event: protocol.RequestEvent, at: float) -> None:
+        flight = self._in_flight.get(event.id)
+        if flight is None:
             return
-        match event:
+        told = self._in_flight.take(flight, event, at)
+        match told:
+            case None:
+                return
             case Finish():
-                entry.generation.deliver(event)
-                self._release(event.id, entry, 1)
+                flight.generation.deliver(told)
+                self._release(flight, 1)
             case Rejected():
-                entry.generation.deliver(rejection(event))
-                self._release(event.id, entry, entry.places)
+                flight.generation.deliver(rejection(told))
+                self._release(flight, flight.places)
             case Failed():
-                _log.error("request %d failed in the engine: %s", event.id, event.reason)
-                entry.generation.deliver(failure(event))
-                self._release(event.id, entry, entry.places)
+                _log.error("request %d failed in the engine: %s", told.id, told.reason)
+                flight.generation.deliver(failure(told))
+                self._release(flight, flight.places)
             case _:
-                entry.generation.deliver(event)
+                flight.generation.deliver(told)
+        if self._in_flight.due:
+            self._send()
 
-    def _release(self, request_id: int, entry: _InFlight, places: int) -> None:
+    def _release(self, flight: Flight, places: int) -> None:
         """Give back places that the engine has freed; forget the request with its last one."""
-        entry.places -= places
-        if entry.places == 0:
-            with self._lock:
-                self._in_flight.pop(request_id, None)
-        self._admission.release(places, entry.tenant)
+        flight.places -= places
+        if flight.places == 0:
+            self._in_flight.remove(flight)
+        self._admission.release(places, flight.submit.tenant)
 
-    def _settle(self, state: EngineState) -> None:
-        with self._lock:
-            if self._state is not EngineState.STOPPED:
-                self._state = state
-                if state is EngineState.READY:
-                    self._settled.set()
-                else:
-                    self._settled.clear()
+    def _end(self, flight: Flight, error: PharosError) -> None:
+        """End a request that has been forgotten already."""
+        flight.generation.deliver(error)
+        self._admission.release(flight.places, flight.submit.tenant)
+        self._tell(partial(self.on_lost, flight.id, flight.submit.n))
 
-    def _set_gone(self) -> None:
-        self._gone.set()
-        self._settled.set()
 
-    def _end_all(self, ending: str) -> None:
-        """Tell every request in flight that the engine is gone. Runs in the reader thread."""
-        if self.loaded is not None or not self.down_reason:
-            self.down_reason = f"the engine ended: {ending}"
-        self._last_step = None
-        self._settle(EngineState.DOWN)
-        with self._lock:
-            orphans = list(self._in_flight.items())
-        if self._state is EngineState.DOWN:
-            _log.error("%s; %d requests end with it", self.down_reason, len(orphans))
-        for request_id, entry in orphans:
-            entry.generation.deliver(self._died())
-            self._release(request_id, entry, entry.places)
-
-    def _died(self) -> PharosError:
-        if self._state is EngineState.STOPPED:
-            return EngineDiedError("The server is shutting down and ended this request.")
-        return EngineDiedError("The engine died while this request ran. Try again.")
+def _cancelled() -> PharosError:
+    return EngineDiedError("The engine ended after this request had been cancelled.")
 
 
 def _ignore(*_: object) -> None:

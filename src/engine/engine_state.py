@@ -11,7 +11,7 @@ from .protocol import StepFigures
 if TYPE_CHECKING:
     from .protocol import Step
 
-__all__ = ["EngineSnapshot", "EngineState", "SubmitOptions"]
+__all__ = ["Endurance", "EngineSnapshot", "EngineState", "SubmitOptions"]
 
 
 class EngineState(enum.Enum):
@@ -23,6 +23,19 @@ class EngineState(enum.Enum):
     """It ended without being asked to; ``down_reason`` says why. Another may be started soon."""
     STOPPED = "stopped"
     """The server closed it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endurance:
+    """What the server puts up with before it gives up on an engine or on a request."""
+
+    hang_seconds: float = 120.0
+    """Silence of an engine that has work. Longer than the longest step or prefill chunk: several
+    prompts of a large model share one chunk, which takes a minute on a slow machine."""
+    load_seconds: float = 3600.0
+    """Time to load a model: hundreds of gigabytes from a network's disk."""
+    crash_budget: int = 2
+    """Deaths of engines that a request may be in and still go on."""
 
 
 @dataclass(frozen=True, slots=True)

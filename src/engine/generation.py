@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from ..resilience.errors import (
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-__all__ = ["Generation"]
+__all__ = ["Generation", "Resumed"]
 
 _REJECTIONS = {
     "no_chat_template": (
@@ -43,6 +44,17 @@ _REJECTIONS = {
         "logit_bias",
     ),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The engine died, and another goes on with the request."""
+
+    ending: str
+    """How the engine before had ended."""
+    lost_at: float
+    at: float
+    """When the other engine was given it."""
 
 
 class Generation:
@@ -78,7 +90,7 @@ class Generation:
         self._unfinished = n
         self._cancel = cancel
         self._closed = False
-        self._waiting: queue.SimpleQueue[RequestEvent | PharosError] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[RequestEvent | Resumed | PharosError] = queue.SimpleQueue()
 
     def __enter__(self) -> Self:
         return self
@@ -91,7 +103,7 @@ class Generation:
     ) -> None:
         self.close()
 
-    def receive(self, timeout: float) -> list[RequestEvent]:
+    def receive(self, timeout: float) -> list[RequestEvent | Resumed]:
         """Wait for at least one event and return all that wait.
 
         Args:
@@ -104,9 +116,9 @@ class Generation:
             ContextLengthError: The prompt does not fit the context window.
             InvalidRequestError: The model cannot take this prompt.
             EngineFailureError: The request failed; the engine goes on.
-            EngineDiedError: The engine ended.
+            EngineDiedError: The engine ended too often while this request ran, or for good.
         """
-        events: list[RequestEvent] = []
+        events: list[RequestEvent | Resumed] = []
         self._pause()
         with contextlib.suppress(queue.Empty):
             item = self._waiting.get(timeout=timeout)
@@ -129,7 +141,7 @@ class Generation:
             if self._unfinished > 0:
                 self._cancel(self.id)
 
-    def deliver(self, item: RequestEvent | PharosError) -> None:
+    def deliver(self, item: RequestEvent | Resumed | PharosError) -> None:
         """Put an event, or the error that ends the request. For the reader thread."""
         self._waiting.put(item)
 
@@ -140,7 +152,9 @@ class Generation:
             time.sleep(early)
         self._looked_at = time.monotonic()
 
-    def _defer(self, events: list[RequestEvent], error: PharosError) -> list[RequestEvent]:
+    def _defer(
+        self, events: list[RequestEvent | Resumed], error: PharosError
+    ) -> list[RequestEvent | Resumed]:
         """Raise the error, but only after the text that came before it was handed out."""
         if not events:
             self._unfinished = 0
@@ -148,7 +162,7 @@ class Generation:
         self._waiting.put(error)
         return events
 
-    def _checked(self, event: RequestEvent) -> RequestEvent:
+    def _checked(self, event: RequestEvent | Resumed) -> RequestEvent | Resumed:
         if isinstance(event, Finish):
             self._unfinished -= 1
         return event

@@ -9,6 +9,9 @@ from 0. The answer to a :class:`Submit` is exactly one :class:`Accepted`,
 :class:`Rejected` or :class:`Failed`, sent as soon as the prompt is tokenized. An
 accepted request then has exactly one :class:`Finish` per sequence, or one
 :class:`Failed` for the whole request.
+
+An engine that dies leaves requests behind. The server submits them to the next
+one with the tokens that it has received, and they go on from there.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import msgspec
 __all__ = [
     "OUT_OF_MEMORY",
     "Accepted",
+    "Alive",
     "Cancel",
     "ChatMessage",
     "ChatPrompt",
@@ -31,6 +35,7 @@ __all__ = [
     "FromEngine",
     "LoadFailed",
     "Loaded",
+    "Ping",
     "PrefillProgress",
     "Prompt",
     "Reclaim",
@@ -38,6 +43,7 @@ __all__ = [
     "RejectionCode",
     "RequestEvent",
     "Sampling",
+    "Started",
     "Step",
     "StepEvent",
     "StepFigures",
@@ -181,6 +187,11 @@ class Submit(_Message):
     """Whether the prompt's text comes back with :class:`Accepted` (legacy completions)."""
     tenant: int = 0
     """Whose request it is, as a small number: those who wait take turns by tenant. 0: nobody's."""
+    resumed: tuple[tuple[int, ...], ...] = ()
+    """Per sequence the tokens that an engine before this one has generated, whose text and log
+    probabilities are not sent again; empty for a new request."""
+    ended: tuple[int, ...] = ()
+    """Sequences that have had their :class:`Finish` and get no other."""
 
 
 class Cancel(_Message):
@@ -189,7 +200,11 @@ class Cancel(_Message):
     id: int
 
 
-ToEngine = Submit | Cancel
+class Ping(_Message):
+    """Asks the MLX thread for an :class:`Alive`, which comes once it is between two steps."""
+
+
+ToEngine = Submit | Cancel | Ping
 
 
 class Loaded(_Message):
@@ -261,13 +276,26 @@ class Failed(_Message):
     """For the server's log; not shown to clients. :data:`OUT_OF_MEMORY` has an error of its own."""
 
 
+class Alive(_Message):
+    """The MLX thread's answer to a :class:`Ping`; no other thread ever sends it."""
+
+
+class Started(_Message):
+    """A sequence leaves the queue. Told before the step that may be the engine's last."""
+
+    id: int
+    choice: int
+    at: float
+
+
 class PrefillProgress(_Message):
     """A prefill chunk of the request is done."""
 
     id: int
     processed: int
-    """Prompt tokens in the KV cache so far, cached ones included."""
+    """Tokens in the KV cache so far, cached ones included."""
     total: int
+    """Tokens of the prompt, and those that an engine before this one has generated."""
 
 
 class TopLogprob(_Value):
@@ -322,7 +350,7 @@ class Finish(_Message):
 
 
 StepEvent = PrefillProgress | Delta | Finish | Failed
-RequestEvent = Accepted | Rejected | StepEvent
+RequestEvent = Accepted | Rejected | Started | StepEvent
 
 
 class Reclaim(_Value):
@@ -388,7 +416,7 @@ class Step(_Message):
     figures: StepFigures = StepFigures()
 
 
-FromEngine = Loaded | LoadFailed | Accepted | Rejected | Failed | Step
+FromEngine = Loaded | LoadFailed | Accepted | Rejected | Failed | Started | Step | Alive
 
 _encoder = msgspec.msgpack.Encoder()
 _to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
 
-from .protocol import EngineOptions, encode_options
+from .protocol import EngineOptions, encode, encode_options
+
+if TYPE_CHECKING:
+    from .protocol import ToEngine
 
 __all__ = ["EngineProcess"]
 
@@ -43,11 +48,26 @@ class EngineProcess:
                 start_new_session=True,
             )
         self.connection = Connection(ours.detach())
+        self._hung = False
 
     def start(self, options: EngineOptions) -> None:
         """Tell the process what to load. A process that has died already is seen by the reader."""
         with contextlib.suppress(OSError):
             self.connection.send_bytes(encode_options(options))
+
+    def write(self, message: ToEngine) -> None:
+        """Send one message; one thread at a time. A broken pipe is the reader's to notice."""
+        with contextlib.suppress(OSError):
+            self.connection.send_bytes(encode(message))
+
+    def writable(self) -> bool:
+        """Whether a short message can be written without waiting for the process to read."""
+        pipe = select.poll()
+        try:
+            pipe.register(self.connection.fileno(), select.POLLOUT)
+        except OSError:
+            return False
+        return bool(pipe.poll(0))
 
     def discard(self) -> None:
         """End a process that was never started; nothing is lost with it."""
@@ -69,9 +89,16 @@ class EngineProcess:
             self._process.kill()
             self._process.wait()
 
+    def kill_hung(self) -> None:
+        """Kill a process that makes no progress; SIGKILL ends one that is stopped, too."""
+        self._hung = True
+        self._process.kill()
+
     def describe_end(self) -> str:
-        """Return why the process ended: its exit code, or its signal's name."""
+        """Return why the process ended: ``hang``, its signal's name, or its exit code."""
         self.stop()
+        if self._hung:
+            return "hang"
         code = self._process.returncode
         if code < 0:
             try:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 __all__ = ["RestartPolicy"]
 
@@ -33,17 +37,28 @@ class RestartPolicy:
         self._first_delay = first_delay_seconds
         self._longest_delay = longest_delay_seconds
         self._deaths: deque[float] = deque()
+        self._pardons: deque[float] = deque()
 
-    def after_death(self, now: float) -> float | None:
+    def after_death(self, now: float, pardoned: Collection[float] = ()) -> float | None:
         """Count a death; return the seconds to wait before the restart, None to give up.
 
         Args:
             now: Seconds of a monotonic clock.
+            pardoned: Times of deaths, this one too perhaps, whose cause was found and is gone.
+                They are forgotten as often as restarts are allowed: something that dies of
+                everything would otherwise be started again for each cause.
         """
+        self._forget_old(now)
         self._deaths.append(now)
-        while now - self._deaths[0] > self.window_seconds:
-            self._deaths.popleft()
+        if pardoned and len(self._pardons) < self.limit:
+            self._pardons.append(now)
+            self._deaths = deque(at for at in self._deaths if at not in pardoned)
         deaths = len(self._deaths)
         if deaths > self.limit:
             return None
-        return min(self._first_delay * 2.0 ** (deaths - 1), self._longest_delay)
+        return min(self._first_delay * 2.0 ** max(deaths - 1, 0), self._longest_delay)
+
+    def _forget_old(self, now: float) -> None:
+        for times in (self._deaths, self._pardons):
+            while times and now - times[0] > self.window_seconds:
+                times.popleft()

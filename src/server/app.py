@@ -33,7 +33,7 @@ from .json_body import shown
 from .json_text import error_json
 from .metrics import METRICS_PATHS, add_metrics_routes
 from .observation import StepFolder, observe_engine, resident_memory
-from .policy_observation import RestartCounter
+from .policy_observation import RestartCounter, ResumeCounter
 from .reports import add_report_routes
 from .request_id import choose_request_id
 from .run import ClientGoneError
@@ -116,9 +116,12 @@ def _add_telemetry(
     memory = resident_memory(engine)
     collector = MetricsCollector(instruments, telemetry.window, memory)
     observe_engine(instruments, options, engine, memory)
-    engine.on_step = StepFolder(instruments, collector)
+    folder = StepFolder(instruments, collector)
+    engine.on_step = folder
+    engine.on_lost = folder.forget
     engine.on_loaded = memory.mark
     engine.on_restart = RestartCounter(instruments)
+    engine.on_resume = ResumeCounter(instruments)
     if engine.loaded is not None:
         memory.mark()
     add_metrics_routes(app, options, telemetry, collector)

@@ -68,6 +68,15 @@ class CacheSummary(StrictModel):
     misses: int
 
 
+class EngineHistory(StrictModel):
+    """What became of the engines before this one."""
+
+    restarts: int
+    """How often one that had ended was started again."""
+    last_reason: str
+    """How the last one ended: a signal, an exit code or ``hang``; empty where none has."""
+
+
 class Health(StrictModel):
     """A report for people; probes use ``/livez`` and ``/readyz``."""
 
@@ -82,5 +91,8 @@ class Health(StrictModel):
     context_length: int | None
     """Tokens of prompt and answer together; null until the model is loaded."""
     running: int = Field(description="Sequences in prefill or decode.")
-    waiting: int = Field(description="Sequences in the queue.")
+    waiting: int = Field(
+        description="Sequences in the queue; while the engine is down, those that wait for it."
+    )
+    engine: EngineHistory
     cache: CacheSummary

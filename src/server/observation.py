@@ -50,6 +50,11 @@ class StepFolder:
         self._fold_tokens(step)
         self._count_lookups(step)
 
+    def forget(self, request_id: int, choices: int) -> None:
+        """Forget a request that ended with its engine. Safe from any thread: pops are atomic."""
+        for choice in range(choices):
+            self._last_token.pop((request_id, choice), None)
+
     def _fold_tokens(self, step: Step) -> None:
         at, last = step.at, self._last_token
         gaps = []

@@ -25,6 +25,7 @@ __all__ = [
     "ResumeCounter",
     "RetryObserver",
     "observe_ledger",
+    "restart_reason",
 ]
 
 

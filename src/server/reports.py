@@ -95,7 +95,8 @@ class _Reports:
                 "device": loaded.device if loaded and up else None,
                 "context_length": loaded.context_length if loaded and up else None,
                 "running": snapshot.running,
-                "waiting": snapshot.waiting,
+                "waiting": snapshot.waiting if up else engine.in_flight,
+                "engine": {"restarts": engine.restarts, "last_reason": engine.last_ending},
                 "cache": {
                     "entries": snapshot.prompt_cache_entries,
                     "bytes": snapshot.prompt_cache_bytes,
@@ -117,6 +118,8 @@ class _Reports:
             case EngineState.READY:
                 return "ready", ""
             case EngineState.LOADING:
+                if self._engine.restarts:
+                    return "loading", "The engine ended and is started again."
                 return "loading", "The model is still loading."
             case _:
                 # Why it went down is for the log: it may name files of this machine.

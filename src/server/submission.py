@@ -7,9 +7,11 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ..engine.generation import Resumed
 from ..engine.protocol import Accepted, Delta, Finish, PrefillProgress
 from ..resilience.errors import PharosError
-from ..telemetry.record import EngineReport
+from ..telemetry.record import EngineReport, Resumption
+from .policy_observation import restart_reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -40,7 +42,8 @@ class Submission:
     """Of the choices that have ended."""
     echo: str = ""
     """The prompt's text, where asked for: the first thing that each choice gains."""
-    backlog: list[RequestEvent] = field(default_factory=list)
+    resumptions: list[Resumption] = field(default_factory=list)
+    backlog: list[RequestEvent | Resumed] = field(default_factory=list)
     """Events that came together with the acceptance."""
 
     @property
@@ -51,13 +54,15 @@ class Submission:
     @property
     def started(self) -> bool:
         """Whether the engine has begun with it: it tells of every piece of the prompt."""
-        return bool(self.backlog or self.processed_tokens or self.received_tokens or self.finishes)
+        if self.processed_tokens or self.received_tokens or self.finishes:
+            return True
+        return any(not isinstance(event, Resumed) for event in self.backlog)
 
     def look(self, timeout: float) -> None:
         """Wait for events, and keep them for :meth:`receive`."""
         self.backlog += self.generation.receive(timeout)
 
-    def receive(self, timeout: float) -> list[RequestEvent]:
+    def receive(self, timeout: float) -> list[RequestEvent | Resumed]:
         """Return the events that wait."""
         if self.backlog:
             events, self.backlog = self.backlog, []
@@ -83,7 +88,7 @@ class Submission:
         """Generated tokens of the choices that have ended."""
         return sum(finish.completion_tokens for finish in self.finishes.values())
 
-    def note(self, event: RequestEvent) -> None:
+    def note(self, event: RequestEvent | Resumed) -> None:
         """Keep the figures of an event."""
         match event:
             case Delta():
@@ -93,6 +98,14 @@ class Submission:
                 self.processed_tokens = max(self.processed_tokens, event.processed)
             case Finish():
                 self.finishes[event.choice] = event
+            case Resumed():
+                self.resumptions.append(
+                    Resumption(
+                        reason=restart_reason(event.ending),
+                        lost_at=event.lost_at,
+                        resumed_at=event.at,
+                    )
+                )
             case _:
                 pass
 
@@ -133,6 +146,7 @@ def combined_report(submissions: Sequence[Submission]) -> EngineReport:
         finished_at=max((each.finished_at for each in finishes), default=0.0),
         decode_seconds=sum(each.finished_at - each.first_token_at for each in decoded),
         decode_intervals=sum(each.completion_tokens - 1 for each in decoded),
+        resumptions=tuple(each for submission in submissions for each in submission.resumptions),
     )
 
 

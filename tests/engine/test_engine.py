@@ -158,7 +158,7 @@ def test_prompt_that_no_model_can_take_is_refused(
 def test_steps_alternate_between_decode_and_prefill(engine: EngineClient) -> None:
     """Seen from the pipe: every step of a long prefill also brought the stream's token."""
     steps: list[tuple[bool, bool]] = []
-    observed = engine._dispatch
+    observed = engine.take
 
     def observe(message: object) -> None:
         events = getattr(message, "events", ())
@@ -168,12 +168,12 @@ def test_steps_alternate_between_decode_and_prefill(engine: EngineClient) -> Non
 
     with engine.submit(TextPrompt("stream"), GREEDY, max_tokens=4000) as running:
         collect(running, until=1)
-        engine._dispatch = observe  # type: ignore[method-assign]
+        engine.take = observe  # type: ignore[method-assign]
         try:
             with engine.submit(TextPrompt("q" * 4000), GREEDY, max_tokens=1) as long:
                 collect(long)
         finally:
-            engine._dispatch = observed  # type: ignore[method-assign]
+            engine.take = observed  # type: ignore[method-assign]
     chunks = [decoded for prefilled, decoded in steps if prefilled]
     assert len(chunks) >= 15
     assert all(chunks)

@@ -17,6 +17,7 @@ from mlx_pharos.engine.protocol import Delta, TextPrompt
 from mlx_pharos.engine.supervisor import EngineProcess
 from mlx_pharos.resilience.errors import DrainingError, EngineDiedError, EngineUnavailableError
 from mlx_pharos.resilience.restarts import RestartPolicy
+from support.client import wait_until
 from support.engine import GREEDY, collect, engine_options, generate, wait_until_idle
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def test_killed_engine_ends_every_request(own_engine: EngineClient) -> None:
             collect(generation)
     assert EngineState.DOWN is own_engine.state
     assert "SIGKILL" in own_engine.down_reason
-    assert 0 == own_engine.in_flight
+    wait_until(lambda: own_engine.in_flight == 0)
     assert 0 == own_engine.snapshot().running
     with pytest.raises(EngineUnavailableError) as caught:
         own_engine.submit(TextPrompt("late"), GREEDY)
@@ -77,12 +78,8 @@ def restarted_engine(tiny_model: Path) -> Iterator[EngineClient]:
 
 def _kill(engine: EngineClient) -> None:
     """Kill the process and wait until the server knows."""
-    pid = engine.pid
-    generation = engine.submit(TextPrompt("doomed"), GREEDY, max_tokens=_LONG)
-    collect(generation, until=1)
-    os.kill(pid, signal.SIGKILL)
-    with pytest.raises(EngineDiedError):
-        collect(generation)
+    os.kill(engine.pid, signal.SIGKILL)
+    wait_until(lambda: engine.state is not EngineState.READY)
 
 
 def test_dead_engine_is_replaced(restarted_engine: EngineClient) -> None:
@@ -93,6 +90,7 @@ def test_dead_engine_is_replaced(restarted_engine: EngineClient) -> None:
         assert restarted_engine.wait_ready(15), restarted_engine.down_reason
         assert text == generate(restarted_engine, "same text").text()
         assert (deaths, 0) == (restarted_engine.restarts, restarted_engine.in_flight)
+        assert "SIGKILL" == restarted_engine.last_ending
 
 
 def test_engine_that_dies_too_often_stays_down(restarted_engine: EngineClient) -> None:
@@ -106,6 +104,27 @@ def test_engine_that_dies_too_often_stays_down(restarted_engine: EngineClient) -
     assert EngineState.DOWN is restarted_engine.state
     assert "SIGKILL" in restarted_engine.down_reason
     assert "2 times" in restarted_engine.down_reason
+    with pytest.raises(EngineUnavailableError, match="not started again"):
+        restarted_engine.submit(TextPrompt("late"), GREEDY)
+
+
+def test_request_of_a_client_that_leaves_while_the_engine_is_down_frees_its_places(
+    tiny_model: Path,
+) -> None:
+    """No engine has to end it, and the next one never sees it."""
+    client = start_engine(
+        engine_options(tiny_model),
+        max_batch=1,
+        max_queue=1,
+        restarts=RestartPolicy(first_delay_seconds=1000, longest_delay_seconds=1000),
+    )
+    assert client.wait_ready(15), client.down_reason
+    with client.submit(TextPrompt("left"), GREEDY, max_tokens=_LONG) as generation:
+        collect(generation, until=1)
+        _kill(client)
+        assert 1 == client.in_flight
+    wait_until(lambda: client.in_flight == 0)
+    client.close()
 
 
 def test_close_while_the_next_engine_is_awaited(tiny_model: Path) -> None:

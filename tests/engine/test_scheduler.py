@@ -14,6 +14,7 @@ from mlx_pharos.engine.protocol import (
     Failed,
     Finish,
     FromEngine,
+    Started,
     Step,
     StepEvent,
     Submit,
@@ -52,8 +53,12 @@ class _Pipe:
     def __init__(self) -> None:
         self.events: list[StepEvent] = []
         self.steps: list[Step] = []
+        self.started: list[Started] = []
 
     def send(self, message: FromEngine) -> None:
+        if isinstance(message, Started):
+            self.started.append(message)
+            return
         assert isinstance(message, Step)
         self.steps.append(message)
         self.events += message.events

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
+    from mlx_pharos.engine.engine_state import Endurance
     from mlx_pharos.resilience.restarts import RestartPolicy
     from mlx_pharos.telemetry.telemetry import Telemetry
 
@@ -34,6 +35,8 @@ def _serving(
     ready: bool = True,
     telemetry: Telemetry | None = None,
     restarts: RestartPolicy | None = None,
+    endurance: Endurance | None = None,
+    trust_remote_code: bool = False,
     **settings: Any,
 ) -> Iterator[RunningServer]:
     defaults: dict[str, Any] = {
@@ -53,12 +56,13 @@ def _serving(
             context_length=0,
             dequantize="auto",
             blas="auto",
-            trust_remote_code=False,
+            trust_remote_code=trust_remote_code,
             wired_limit=False,
         ),
         max_batch=options.max_batch,
         max_queue=options.max_queue,
         restarts=restarts,
+        endurance=endurance,
     )
     shutdown = Shutdown()
     telemetry = telemetry or start_telemetry(options)

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from mlx_pharos.engine.generation import Resumed
 from mlx_pharos.engine.protocol import (
     Accepted,
     Delta,
@@ -30,7 +31,12 @@ _PATIENCE = 15.0
 
 
 def engine_options(
-    model: Path, *, max_batch: int = 8, prefill_step: int = 0, prompt_cache_bytes: int = -1
+    model: Path,
+    *,
+    max_batch: int = 8,
+    prefill_step: int = 0,
+    prompt_cache_bytes: int = -1,
+    trust_remote_code: bool = False,
 ) -> EngineOptions:
     """Return options that say nothing but the model and the bounds."""
     return EngineOptions(
@@ -41,7 +47,7 @@ def engine_options(
         context_length=0,
         dequantize="auto",
         blas="auto",
-        trust_remote_code=False,
+        trust_remote_code=trust_remote_code,
         wired_limit=False,
     )
 
@@ -50,7 +56,7 @@ def engine_options(
 class Answer:
     """What one request brought."""
 
-    events: list[RequestEvent] = field(default_factory=list)
+    events: list[RequestEvent | Resumed] = field(default_factory=list)
     finishes: dict[int, Finish] = field(default_factory=dict)
 
     @property
@@ -64,6 +70,11 @@ class Answer:
     def deltas(self) -> list[Delta]:
         """All deltas in order."""
         return [event for event in self.events if isinstance(event, Delta)]
+
+    @property
+    def resumptions(self) -> list[Resumed]:
+        """How often the engine died meanwhile."""
+        return [event for event in self.events if isinstance(event, Resumed)]
 
     @property
     def progress(self) -> list[PrefillProgress]:

@@ -15,6 +15,7 @@ from ..protocol import (
     Cancel,
     ChatPrompt,
     Failed,
+    Ping,
     Rejected,
     Submit,
     TextPrompt,
@@ -74,7 +75,7 @@ class Closed:
     """The server closed the pipe."""
 
 
-InboxItem = Arrived | Prepared | Withdrawn | Unwanted | Cancel | Closed
+InboxItem = Arrived | Prepared | Withdrawn | Unwanted | Cancel | Ping | Closed
 
 
 class Outbox:
@@ -143,6 +144,8 @@ class Inbox:
             case Cancel():
                 submit = self._untouched.pop(message.id, None)
                 self.items.put(message if submit is None else Unwanted(submit))
+            case Ping():
+                self.items.put(message)
 
     def _prepare(self, request_id: int) -> None:
         """Tokenize, check and accept one request, unless its client has left meanwhile."""

@@ -12,7 +12,17 @@ import queue
 import time
 from typing import TYPE_CHECKING
 
-from ..protocol import Cancel, ChatPrompt, Delta, Failed, PrefillProgress, Step
+from ..protocol import (
+    Alive,
+    Cancel,
+    ChatPrompt,
+    Delta,
+    Failed,
+    Ping,
+    PrefillProgress,
+    Started,
+    Step,
+)
 from .inbox import Arrived, Closed, Prepared, Unwanted, Withdrawn
 from .logprobs import read_logprobs
 from .meter import StepMeter
@@ -123,6 +133,8 @@ class Scheduler:
                 self._enqueue(Prepared(item.submit, [], time.monotonic()), cancelled=True)
             case Cancel():
                 self._cancel(item.id)
+            case Ping():
+                self._outbox.send(Alive())
             case Closed():
                 self._closed = True
 
@@ -135,22 +147,32 @@ class Scheduler:
             max_tokens=min(submit.max_tokens or room, room),
             accepted_at=prepared.accepted_at,
         )
-        chat = isinstance(submit.prompt, ChatPrompt)
-        strip = chat and self._vocabulary.strips_first_space
-        first, *others = (
-            Sequence(
-                request,
-                choice,
-                TextAssembler(self._vocabulary.decoder(), submit.stop, strip_first_space=strip),
-            )
-            for choice in range(submit.n)
-        )
+        first, *others = self._sequences(request)
         request.live = {first, *others}
         self._requests[request.id] = request
         self._waiting.append(first)
         request.followers = others
         if cancelled:
             self._cancel(request.id)
+
+    def _sequences(self, request: Request) -> list[Sequence]:
+        """Make the sequences that are still to run: all, or those that another engine left."""
+        submit = request.submit
+        chat = isinstance(submit.prompt, ChatPrompt)
+        strip = chat and self._vocabulary.strips_first_space
+        made: list[Sequence] = []
+        for choice in range(submit.n):
+            if choice in submit.ended:
+                continue
+            resumed = submit.resumed[choice] if submit.resumed else ()
+            assembler = TextAssembler(
+                self._vocabulary.decoder(), submit.stop, strip_first_space=strip
+            )
+            assembler.recall(resumed)
+            sequence = Sequence(request, choice, assembler, resumed, leads=not made)
+            sequence.completion_tokens = len(resumed)
+            made.append(sequence)
+        return made
 
     def _cancel(self, request_id: int) -> None:
         if request_id in self._tokenizing:
@@ -181,25 +203,28 @@ class Scheduler:
 
     def _start(self, sequence: Sequence) -> None:
         request = sequence.request
-        submit, tokens = request.submit, request.tokens
+        submit, tokens = request.submit, sequence.known
         # Further choices read what the first has just stored: no hit of the cache.
-        prefix = self._prompt_cache.lookup(tokens, counted=sequence.choice == 0)
-        sequence.cached_tokens = len(prefix.tokens) if prefix else 0
+        prefix = self._prompt_cache.lookup(tokens, counted=sequence.leads)
+        sequence.in_cache = len(prefix.tokens) if prefix else 0
         sequence.prefill_at = time.monotonic()
         sequence.key = self._runner.insert(
             Job(
                 prefix=prefix,
-                rest=tokens[sequence.cached_tokens :],
-                max_tokens=request.max_tokens,
+                rest=tokens[sequence.in_cache :],
+                max_tokens=request.max_tokens - len(sequence.resumed),
                 draws=Draws(
                     submit.sampling,
                     choice=sequence.choice,
                     vocabulary_size=self._vocabulary_size,
+                    position=len(sequence.resumed),
                 ),
-                processors=make_processors(submit.sampling, prompt_tokens=len(tokens)),
+                processors=make_processors(submit.sampling, prompt_tokens=len(request.tokens)),
             )
         )
         self._running[sequence.key] = sequence
+        # At once: the server must know what was in a step that the engine did not survive.
+        self._outbox.send(Started(request.id, sequence.choice, sequence.prefill_at))
 
     def _run(self) -> None:
         """Run one step. A step that fails takes the sequences in it along, not the engine."""
@@ -218,8 +243,9 @@ class Scheduler:
     def _prefilled(self, chunk: PrefillChunk) -> None:
         sequence = self._running[chunk.key]
         request = sequence.request
-        processed = sequence.cached_tokens + chunk.processed
-        self._events.append(PrefillProgress(request.id, processed, len(request.tokens)))
+        processed = sequence.in_cache + chunk.processed
+        total = len(request.tokens) + len(sequence.resumed)
+        self._events.append(PrefillProgress(request.id, processed, total))
         if chunk.prompt_in_cache and request.followers:
             stored = self._runner.extract(chunk.key)
             if stored is not None:
@@ -263,7 +289,7 @@ class Scheduler:
         request = sequence.request
         if request.followers:
             self._release_followers(request)
-        if not sequence.completion_tokens:
+        if not sequence.first_token_at:
             sequence.first_token_at = now
         sequence.completion_tokens += 1
         text, stopped = "", False

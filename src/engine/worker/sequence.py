@@ -25,7 +25,7 @@ class Request:
     accepted_at: float
     live: set[Sequence] = field(default_factory=set)
     followers: list[Sequence] = field(default_factory=list)
-    """Sequences that wait until the first one has put the prompt into the cache."""
+    """Sequences that wait until the one before them has put the prompt into the cache."""
 
     @property
     def id(self) -> int:
@@ -40,12 +40,24 @@ class Sequence:
     request: Request
     choice: int
     assembler: TextAssembler
+    resumed: tuple[int, ...] = ()
+    """Tokens of an engine before this one. They are prefilled like the prompt's, and count as
+    generated everywhere else."""
+    leads: bool = True
+    """Whether it looks for the prompt in the cache; others find what it has stored."""
     key: int = -1
     """The runner's key while it runs, else -1."""
-    cached_tokens: int = 0
+    in_cache: int = 0
+    """Known tokens whose KV state came from the prompt cache."""
     completion_tokens: int = 0
     prefill_at: float = 0.0
     first_token_at: float = 0.0
+    """Of the tokens of this engine."""
+
+    @property
+    def known(self) -> list[int]:
+        """All tokens before the next one, which is sampled after them."""
+        return [*self.request.tokens, *self.resumed]
 
     def finish(self, reason: FinishReason, *, at: float) -> Finish:
         """Return the message that ends this sequence."""
@@ -55,7 +67,7 @@ class Sequence:
             choice=self.choice,
             reason=reason,
             prompt_tokens=len(request.tokens),
-            cached_tokens=self.cached_tokens,
+            cached_tokens=min(self.in_cache, len(request.tokens)),
             completion_tokens=self.completion_tokens,
             accepted_at=request.accepted_at,
             prefill_at=self.prefill_at or at,

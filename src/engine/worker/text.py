@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from .vocabulary import TokenDecoder
 
 __all__ = ["StopMatcher", "TextAssembler"]
@@ -58,6 +60,15 @@ class TextAssembler:
             self._strip_first_space = False
             text = text.removeprefix(" ")
         return self._matcher.feed(text)
+
+    def recall(self, tokens: Iterable[int]) -> None:
+        """Take tokens whose text was sent by an engine before this one.
+
+        What is held back of them, for a stop string or as a part of a character,
+        is then the same here as it was there.
+        """
+        for token in tokens:
+            self.add(token)
 
     def finish(self) -> tuple[str, bool]:
         """Return the rest: a cut character becomes U+FFFD, held back text is set free."""

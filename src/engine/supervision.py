@@ -1,0 +1,256 @@
+"""Keeps an engine alive: reads what it says, sees it die or hang, starts the next one.
+
+Two threads belong to it. The reader decodes the engine's messages and is the
+only one that reads the pipe; after an engine's end it judges, waits and starts
+another. The watch looks whether an engine that has work makes progress, and
+kills one that does not: for the reader that is a death like any other.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from ..resilience.hang import HangDetector, Health
+from . import protocol
+from .engine_state import EngineState
+from .protocol import Alive, Loaded, LoadFailed, Ping, Started, Step
+from .supervisor import EngineProcess
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from ..resilience.restarts import RestartPolicy
+    from .engine_state import Endurance
+    from .protocol import EngineOptions, FromEngine, ToEngine
+
+__all__ = ["Supervision", "Ward"]
+
+_log = logging.getLogger(__name__)
+
+
+class Ward(Protocol):
+    """What the engine is kept alive for. All but ``has_work`` is called in the reader thread."""
+
+    def take(self, message: FromEngine) -> None:
+        """Take a message about requests."""
+
+    def lose_engine(self, ending: str, at: float) -> Collection[float]:
+        """Learn that the engine ended; return deaths that must not count, by their times."""
+
+    def gain_engine(self, loaded: Loaded) -> None:
+        """Learn that an engine is ready for requests."""
+
+    def give_up(self) -> None:
+        """Learn that no engine will come any more."""
+
+    def has_work(self) -> bool:
+        """Say whether the engine could make progress with anything."""
+
+    def exchange(self, change: Callable[[], None]) -> None:
+        """Call ``change`` while nobody writes to the engine."""
+
+    def ask(self, question: ToEngine) -> None:
+        """Write a message, unless the pipe is busy or full."""
+
+
+class Supervision:
+    """Owns the engine's process, its state, and the two threads, for the life of the server."""
+
+    def __init__(
+        self,
+        process: EngineProcess,
+        options: EngineOptions,
+        restarts: RestartPolicy,
+        endurance: Endurance,
+        ward: Ward,
+    ) -> None:
+        self._process = process
+        self._options = options
+        self._restarts = restarts
+        self._ward = ward
+        self._lock = threading.Lock()
+        """Guards ``state``; never held across a call out."""
+        self.state = EngineState.LOADING
+        self.loaded: Loaded | None = None
+        self.down_reason = ""
+        self.last_ending = ""
+        """How the engine before this one ended: a signal, an exit code or ``hang``."""
+        self.restarts = 0
+        self.on_restart: Callable[[str], None] = lambda _: None
+        self._settled = threading.Event()
+        """Set while waiting makes no sense: the engine is ready, or none will come."""
+        self._gone = threading.Event()
+        """Set when no engine will come any more."""
+        self._progress = 0
+        """Messages of the MLX thread. No other thread's count: they go on when it hangs."""
+        self._hang = HangDetector(endurance.hang_seconds)
+        self._load = HangDetector(endurance.load_seconds)
+        self._reader = threading.Thread(target=self._run, name="engine-reader", daemon=True)
+        self._watch = threading.Thread(target=self._look, name="engine-watch", daemon=True)
+
+    def start(self) -> None:
+        """Start the threads."""
+        self._reader.start()
+        self._watch.start()
+
+    @property
+    def pid(self) -> int:
+        """The engine's process id."""
+        return self._process.pid
+
+    @property
+    def gone(self) -> bool:
+        """Whether no engine will come any more."""
+        return self._gone.is_set()
+
+    def write(self, message: ToEngine) -> None:
+        """Write to the engine; one thread at a time. A broken pipe is the reader's to notice."""
+        self._process.write(message)
+
+    def write_soon(self, message: ToEngine) -> None:
+        """Write to the engine unless its pipe is full."""
+        if self._process.writable():
+            self._process.write(message)
+
+    def wait_ready(self, timeout: float) -> bool:
+        """Wait until an engine is ready; False when none will be, or the seconds ran out."""
+        self._settled.wait(timeout)
+        return self.state is EngineState.READY
+
+    def wait_gone(self, timeout: float | None) -> bool:
+        """Wait until no engine will come any more."""
+        return self._gone.wait(timeout)
+
+    def close(self) -> None:
+        """End the engine and the threads."""
+        with self._lock:
+            self.state = EngineState.STOPPED
+        self._set_gone()
+        self._process.stop()
+        self._reader.join()
+        self._watch.join()
+        self._ward.exchange(self._process.connection.close)
+
+    # -- the reader thread ----------------------------------------------------
+
+    def _run(self) -> None:
+        """Read from one engine after the other."""
+        while True:
+            self._read()
+            ending = self._process.describe_end()
+            if not self._start_again(ending, self._lose(ending)):
+                self._ward.give_up()
+                self._set_gone()
+                return
+
+    def _read(self) -> None:
+        """Pass messages on until the pipe ends."""
+        connection = self._process.connection
+        try:
+            while True:
+                self._dispatch(protocol.decode_from_engine(connection.recv_bytes()))
+        except (EOFError, OSError):
+            return
+        except Exception:  # noqa: BLE001 - a thread's border: every request must be told
+            _log.exception("the engine sent a message that cannot be read")
+
+    def _dispatch(self, message: FromEngine) -> None:
+        match message:
+            case Step() | Started():
+                self._progress += 1
+                self._ward.take(message)
+            case Alive():
+                self._progress += 1
+            case Loaded():
+                self.loaded = message
+                self.down_reason = ""
+                self._ward.gain_engine(message)
+                self._settle(EngineState.READY)
+            case LoadFailed():
+                self.down_reason = message.reason
+            case _:
+                self._ward.take(message)
+
+    def _lose(self, ending: str) -> float | None:
+        """Tell of an engine's end; return the seconds until the next start, None for never."""
+        at = time.monotonic()
+        self.last_ending = ending
+        if self.loaded is not None or not self.down_reason:
+            self.down_reason = f"the engine ended: {ending}"
+        self._settle(EngineState.DOWN)
+        pardoned = self._ward.lose_engine(ending, at)
+        if self.loaded is None:
+            return None  # the first load failed: the next would, too
+        delay = self._restarts.after_death(at, pardoned)
+        if delay is None:
+            policy = self._restarts
+            self.down_reason += (
+                f"; that was more than {policy.limit} times in {policy.window_seconds:g} s"
+            )
+        return delay
+
+    def _start_again(self, ending: str, delay: float | None) -> bool:
+        """Start another engine after a while; False where there is to be none."""
+        if delay is None or self._gone.wait(delay):
+            return False
+        process = EngineProcess()
+        with self._lock:
+            wanted = self.state is EngineState.DOWN
+            if wanted:
+                self.state = EngineState.LOADING
+        if not wanted:
+            process.discard()
+            return False
+        process.start(self._options)
+
+        def exchange() -> None:
+            self._process.connection.close()
+            self._process = process
+
+        self._ward.exchange(exchange)
+        if self._gone.is_set():
+            process.stop()  # closed meanwhile, when it could only stop the old one
+        self.restarts += 1
+        self.on_restart(ending)
+        _log.warning("the engine is started again")
+        return True
+
+    def _settle(self, state: EngineState) -> None:
+        with self._lock:
+            if self.state is not EngineState.STOPPED:
+                self.state = state
+                if state is EngineState.READY:
+                    self._settled.set()
+                else:
+                    self._settled.clear()
+
+    def _set_gone(self) -> None:
+        self._gone.set()
+        self._settled.set()
+
+    # -- the watch thread -----------------------------------------------------
+
+    def _look(self) -> None:
+        """Look again and again whether the engine makes progress."""
+        interval = min(self._hang.interval_seconds, self._load.interval_seconds)
+        while not self._gone.wait(interval):
+            self._look_once()
+
+    def _look_once(self) -> None:
+        process, state, now = self._process, self.state, time.monotonic()
+        progress = (process.pid, self._progress)
+        loading = self._load.look(now, progress=progress, pending=state is EngineState.LOADING)
+        working = self._hang.look(
+            now,
+            progress=progress,
+            pending=state is EngineState.READY and self._ward.has_work(),
+        )
+        if Health.HUNG in {loading, working}:
+            detector = self._load if loading is Health.HUNG else self._hang
+            _log.error("the engine made no progress for %g s: killed", detector.limit_seconds)
+            process.kill_hung()
+        elif working is Health.SILENT:
+            self._ward.ask(Ping())

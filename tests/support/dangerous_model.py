@@ -1,0 +1,69 @@
+"""The tiny model with code that does to its process what a bug in a model or in MLX can do.
+
+Its text is the tiny model's. But a prompt with one of these characters kills,
+stops or slows the engine that reads it, each time anew; none of them is ever
+generated.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from support.tiny_model import write_tiny_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["KILLS", "LOCKS_UP", "SEGFAULTS", "SLEEPS", "SLOWS", "write_dangerous_model"]
+
+KILLS = "\x01"
+"""As the kernel does when memory runs out."""
+SEGFAULTS = "\x02"
+"""As MLX does on the CPU when an allocation fails."""
+SLEEPS = "\x03"
+"""A step that never returns."""
+LOCKS_UP = "\x04"
+"""A step that never returns, and keeps all other threads of Python from running."""
+SLOWS = "\x05"
+"""A chunk or step takes a third of a second, but ends."""
+
+_CODE = '''\
+"""The tiny llama, with characters that it cannot stand."""
+
+import itertools
+import os
+import signal
+import time
+
+from mlx_lm.models.llama import Model as _Llama
+from mlx_lm.models.llama import ModelArgs
+
+__all__ = ["Model", "ModelArgs"]
+
+
+class Model(_Llama):
+    def __call__(self, inputs, *args, **kwargs):
+        seen = {*range(1, 32)}.intersection(itertools.chain(*inputs.tolist()))
+        if 1 in seen:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if 2 in seen:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if 3 in seen:
+            time.sleep(1_000_000)
+        if 4 in seen:
+            sum(itertools.repeat(0))
+        if 5 in seen:
+            time.sleep(0.3)
+        return super().__call__(inputs, *args, **kwargs)
+'''
+
+
+def write_dangerous_model(directory: Path) -> Path:
+    """Write it; an engine needs ``trust_remote_code`` to load it."""
+    write_tiny_model(directory)
+    (directory / "dangerous.py").write_text(_CODE, encoding="utf-8")
+    config = directory / "config.json"
+    fields = json.loads(config.read_text(encoding="utf-8")) | {"model_file": "dangerous.py"}
+    config.write_text(json.dumps(fields), encoding="utf-8")
+    return directory
