@@ -160,6 +160,7 @@ def _engine_options(settings: Settings, directory: str) -> EngineOptions:
         blas=settings.blas,
         trust_remote_code=settings.trust_remote_code,
         wired_limit=settings.wired_limit,
+        ignore_model_code=settings.ignore_model_code,
     )
 
 
@@ -211,13 +212,17 @@ def _fetched(settings: Settings) -> str | None:
     """
     import signal
 
+    from .engine.models.directory import inspect_directory
     from .engine.models.pull import ensure_local
     from .engine.models.store import Store
     from .resilience.errors import ModelError
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
     try:
-        return str(ensure_local(settings.model, Store(settings.cache_dir), report=_say))
+        directory = ensure_local(settings.model, Store(settings.cache_dir), report=_say)
+        # A directory was looked at before; what the Hub sent is looked at here.
+        inspect_directory(directory, code=settings.code_policy)
+        return str(directory)
     except ModelError as error:
         _say(f"pharos: {error.message}")
         return None

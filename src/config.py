@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import pydantic
 
+from .engine.models.directory import inspect_directory
+from .engine.models.hub_cache import complete_snapshot
 from .engine.models.source import classify
 from .keys.key_file import KeyFile
 from .resilience.errors import ModelError
@@ -129,15 +131,19 @@ class ConfigValidator:
         return self._validate_field(fields[name], text, subject=name) if text else None
 
     def validate_model_path(self, model: str | os.PathLike[str]) -> Source:
-        """Return what kind of model a name means; the files of a local one are whole.
+        """Return what kind of model a name means; a local one is whole, and harmless as set.
 
         Raises:
             ValidationError: There is no such model, or it cannot be served.
         """
+        code = self._settings.code_policy
         try:
-            return classify(os.fspath(model))
+            source = classify(os.fspath(model), code=code)
+            if source.kind == "hub" and (snapshot := complete_snapshot(source.name)) is not None:
+                inspect_directory(snapshot, code=code)
         except ModelError as error:
             raise ValidationError("model", error.message) from None
+        return source
 
     def validate_dependency(self, name: str) -> str:
         """Return the installed version of a distribution.

@@ -15,17 +15,18 @@ from ..resilience.errors import ModelError
 
 if TYPE_CHECKING:
     from ..engine.models.loading import Dequantize
+    from ..engine.models.model_code import CodePolicy
 
 __all__ = ["main"]
 
 
-def main(directory: str, dequantize: str, trust_remote_code: str) -> None:
+def main(directory: str, dequantize: str, code: str) -> None:
     """Check the directory with the settings that bear on it."""
     try:
         check_loadable(
             Path(directory),
             dequantize=cast("Dequantize", dequantize),
-            trust_remote_code=trust_remote_code == "True",
+            code=cast("CodePolicy", code),
         )
     except ModelError as error:
         sys.stdout.write(error.message)

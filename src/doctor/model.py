@@ -28,7 +28,7 @@ def check_model(settings: Settings) -> Finding:
     """Find the model's files, compare what Pharos wrote with its checksums, and ask mlx-lm."""
     store = Store(settings.cache_dir)
     try:
-        source = classify(settings.model)
+        source = classify(settings.model, code=settings.code_policy)
         directory = resolve_local(source, store)
     except ModelError as error:
         return _failing(error.message, "name another model: --model M")
@@ -66,7 +66,7 @@ def _absent(source: Source) -> Finding:
 def _load_problem(directory: Path, settings: Settings) -> str:
     """Return why mlx-lm would not load the model; empty also where that cannot be found out."""
     command = [sys.executable, "-P", "-m", "mlx_pharos.doctor.loadable", str(directory)]
-    command += [settings.dequantize, str(settings.trust_remote_code)]
+    command += [settings.dequantize, settings.code_policy]
     try:
         done = subprocess.run(  # noqa: S603 - our own interpreter and module
             command, capture_output=True, text=True, timeout=_CHECK_SECONDS, check=False

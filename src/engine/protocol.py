@@ -109,6 +109,8 @@ class EngineOptions(_Value):
     memory_limit_bytes: int = -1
     """What MLX may hold in all: weights, KV state, prompt cache, work in progress. -1 lets the
     engine choose by what is free."""
+    ignore_model_code: bool = False
+    """Whether a model with code beside it is served, the code unused."""
 
 
 class ChatMessage(_Value):

@@ -55,6 +55,12 @@ class ModelSettings(BaseModel):
         group="Model",
         reason="A model is data; code in it would run with your rights.",
     )
+    ignore_model_code: bool = setting(
+        False,
+        "Serve a model that comes with Python code, without running the code.",
+        group="Model",
+        reason="Many models carry code that mlx-lm does not need; you should know that it is there.",
+    )
     cache_dir: Path = setting(
         default_cache_dir(),
         "Where fetched and converted models are kept.",

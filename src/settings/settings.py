@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Self
 from pydantic import ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from ..engine.models.model_code import code_policy
 from ..resilience.sizing import thread_count
 from .engine import EngineSettings
 from .limits import LimitSettings
@@ -18,6 +19,8 @@ from .text import check_text
 
 if TYPE_CHECKING:
     from pydantic_settings import PydanticBaseSettingsSource
+
+    from ..engine.models.model_code import CodePolicy
 
 __all__ = ["GROUPS", "STARTER", "Settings"]
 
@@ -83,6 +86,11 @@ class Settings(
         if wrong:
             raise ValueError("\n".join(wrong))
         return self
+
+    @property
+    def code_policy(self) -> CodePolicy:
+        """What becomes of code that comes with a model."""
+        return code_policy(trust=self.trust_remote_code, ignore=self.ignore_model_code)
 
     @property
     def served_names(self) -> tuple[str, ...]:

@@ -68,7 +68,13 @@ _STRING = 8
 _ARRAY = 9
 _VERSIONS = (2, 3)
 _MAX_ENTRIES = 1 << 24
-"""More entries, dimensions or array elements than this are a damaged count."""
+"""More entries or array elements than this are a damaged count."""
+_MAX_DIMENSIONS = 8
+_MAX_EXTENT = 2**31 - 1
+"""MLX counts the rows of a tensor in 32 bits."""
+_MAX_ALIGNMENT = 1 << 20
+_MAX_DEPTH = 8
+"""Arrays in arrays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +144,10 @@ class _Cursor:
         # A token may be any bytes; lone ones survive the way to the tokenizer.
         return raw.decode("utf-8", "surrogateescape")
 
-    def value(self, kind: int) -> Any:  # noqa: ANN401 - the type is written in the file
+    def value(self, kind: int, depth: int = 0) -> Any:  # noqa: ANN401 - written in the file
+        if depth > _MAX_DEPTH:
+            msg = "arrays too deep"
+            raise ValueError(msg)
         if kind == _STRING:
             return self.text()
         if kind != _ARRAY:
@@ -146,7 +155,7 @@ class _Cursor:
         inner = int(self.scalar("<I"))
         size = self.count()
         if inner in (_STRING, _ARRAY):
-            return [self.value(inner) for _ in range(size)]
+            return [self.value(inner, depth + 1) for _ in range(size)]
         form = f"<{size}{_SCALARS[inner][1]}"
         values = struct.unpack_from(form, self._data, self.at)
         self.at += struct.calcsize(form)
@@ -219,9 +228,19 @@ def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
     tensors = []
     for _ in range(tensor_count):
         name = cursor.text()
-        dimensions = [cursor.scalar("<Q") for _ in range(cursor.scalar("<I"))]
+        rank = cursor.scalar("<I")
+        dimensions = [cursor.scalar("<Q") for _ in range(min(rank, _MAX_DIMENSIONS + 1))]
+        if rank > _MAX_DIMENSIONS or any(extent > _MAX_EXTENT for extent in dimensions):
+            msg = "implausible shape"
+            raise ValueError(msg)
         kind, offset = cursor.scalar("<I"), cursor.scalar("<Q")
         tensors.append(GgufTensor(name, tuple(reversed(dimensions)), kind, offset))
+    if len({tensor.name for tensor in tensors}) < len(tensors):
+        msg = "a name twice"
+        raise ValueError(msg)
     alignment = metadata.get("general.alignment", 32)
+    if type(alignment) is not int or not 0 < alignment <= _MAX_ALIGNMENT:
+        msg = "implausible alignment"
+        raise ValueError(msg)
     start = math.ceil(cursor.at / alignment) * alignment
     return GgufHeader(metadata, tuple(tensors), start)

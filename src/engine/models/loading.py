@@ -32,8 +32,9 @@ from mlx_lm.utils import (  # noqa: E402
 from mlx_lm.utils import load_model as _load_weights  # noqa: E402
 
 from ...resilience.errors import ModelError  # noqa: E402
+from .directory import inspect_directory  # noqa: E402
 from .machine import available_memory  # noqa: E402
-from .weights import Weights, inspect_weights, read_json  # noqa: E402
+from .weights import read_json  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
 
     from mlx.nn.layers.base import Module
     from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+    from .model_code import CodePolicy
+    from .weights import Weights
 
 __all__ = ["Dequantize", "GenerationDefaults", "LoadedModel", "check_loadable", "load_model"]
 
@@ -112,7 +116,7 @@ def load_model(
     *,
     dequantize: Dequantize = "auto",
     context_length: int = 0,
-    trust_remote_code: bool = False,
+    code: CodePolicy = "refuse",
 ) -> LoadedModel:
     """Load the model in ``directory`` on mlx's default device.
 
@@ -121,15 +125,15 @@ def load_model(
         dequantize: Expand weights to float32 on the CPU. ``auto`` does so
             where it takes at most half of the free memory.
         context_length: Upper bound of the context window; 0 takes the model's own.
-        trust_remote_code: Let code run that came with the model.
+        code: What becomes of code that came with the model.
 
     Raises:
         ModelError: The model is damaged, incomplete, of an unknown type, wants
             to run code that is not trusted, or does not fit in memory.
     """
     begin = time.monotonic()
-    config, expand, expansion = _checked(directory, dequantize, trusted=trust_remote_code)
-    model, tokenizer = _read(directory, config, expand=expand, trusted=trust_remote_code)
+    config, expand, expansion = _checked(directory, dequantize, code)
+    model, tokenizer = _read(directory, config, expand=expand, trusted=code == "run")
     with _faults_of(directory, "weights"):
         # Not evaluated: the graph of one token tells shapes and types, and that they fit.
         cache = make_prompt_cache(model)
@@ -151,20 +155,19 @@ def load_model(
 
 
 def check_loadable(
-    directory: Path, *, dequantize: Dequantize = "auto", trust_remote_code: bool = False
+    directory: Path, *, dequantize: Dequantize = "auto", code: CodePolicy = "refuse"
 ) -> None:
     """Raise what :func:`load_model` would raise before it reads weights."""
-    _checked(directory, dequantize, trusted=trust_remote_code)
+    _checked(directory, dequantize, code)
 
 
 def _checked(
-    directory: Path, dequantize: Dequantize, *, trusted: bool
+    directory: Path, dequantize: Dequantize, code: CodePolicy
 ) -> tuple[dict[str, Any], bool, str]:
     """Return the config, and whether to expand and why."""
-    config = read_json(directory / "config.json")
-    _check_code(directory, config, trusted=trusted)
+    config, weights = inspect_directory(directory, code=code)
     _check_type(config)
-    return config, *_plan_expansion(inspect_weights(directory, config), dequantize)
+    return config, *_plan_expansion(weights, dequantize)
 
 
 def _model(directory: Path, *, expand: bool, trusted: bool) -> Module:
@@ -216,25 +219,6 @@ def _read(
 
 def _device() -> str:
     return "gpu" if mx.default_device() == mx.gpu else "cpu"
-
-
-def _check_code(directory: Path, config: dict[str, Any], *, trusted: bool) -> None:
-    """Refuse a model that wants to run code of its own, unless the operator trusts it."""
-    if trusted:
-        return
-    wanted = ""
-    if config.get("model_file") is not None:
-        wanted = f"code of its own ({config['model_file']}) to build the model"
-    tokenizer = directory / "tokenizer_config.json"
-    if tokenizer.is_file():
-        classes = read_json(tokenizer).get("auto_map")
-        if isinstance(classes, dict) and "AutoTokenizer" in classes:
-            wanted = wanted or "code of its own for the tokenizer"
-    if wanted:
-        raise ModelError(
-            f"{directory.name} needs {wanted}, and that code runs with all rights of the server. "
-            "Set trust_remote_code if you have read it and trust it."
-        )
 
 
 def _check_type(config: dict[str, Any]) -> None:

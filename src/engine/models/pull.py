@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...resilience.errors import ModelError
+from .directory import inspect_directory
 from .source import Source, classify, resolve_local
 from .store import MANIFEST, Store
-from .weights import inspect_weights, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -124,7 +124,7 @@ def _verified(
     if source.kind == "hub":
         return directory  # the hub's pull verifies, whether it fetched or not
     if not (directory / MANIFEST).is_file():
-        inspect_weights(directory, read_json(directory / "config.json"))
+        inspect_directory(directory, code="run")
         report(f"{directory} is complete; a directory of your own has no checksums to compare.")
         return directory
     try:

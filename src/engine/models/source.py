@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ...resilience.errors import ModelError
+from .directory import inspect_directory
 from .gguf_header import check_supported, read_header
 from .hub_cache import complete_snapshot
-from .weights import inspect_weights, read_json
 
 if TYPE_CHECKING:
+    from .model_code import CodePolicy
     from .store import Store
 
 __all__ = ["STARTER_ENTRY", "Source", "classify", "resolve_local"]
@@ -37,10 +38,11 @@ class Source:
     """Absolute, for ``directory`` and ``gguf``."""
 
 
-def classify(model: str) -> Source:
+def classify(model: str, *, code: CodePolicy = "run") -> Source:
     """Return what kind of source a name is, and check what can be checked without loading.
 
-    A path that exists is a path; ``org/name`` is a hub id where no such path
+    Code in a directory is the business of whoever loads it, so it is not looked at unless ``code``
+    says what becomes of it. A path that exists is a path; ``org/name`` is a hub id where no such path
     exists. ``starter`` is always the starter: write ``./starter`` for a directory.
 
     Raises:
@@ -50,7 +52,7 @@ def classify(model: str) -> Source:
         return Source("starter", model)
     path = Path(model).expanduser()
     if path.is_dir():
-        return _directory(model, path.resolve())
+        return _directory(model, path.resolve(), code)
     if path.is_file():
         return _file(model, path.resolve())
     if path.suffix == ".gguf" or model.startswith(("/", ".", "~")) or model.count("/") > 1:
@@ -83,10 +85,10 @@ def resolve_local(source: Source, store: Store) -> Path | None:
     return complete_snapshot(source.name)
 
 
-def _directory(model: str, path: Path) -> Source:
+def _directory(model: str, path: Path, code: CodePolicy) -> Source:
     if not (path / "config.json").is_file():
         raise ModelError(f"{path} is no model directory: it has no config.json.")
-    inspect_weights(path, read_json(path / "config.json"))
+    inspect_directory(path, code=code)
     return Source("directory", model, path)
 
 

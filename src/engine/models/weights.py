@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...resilience.errors import ModelError
+from .tensor_table import read_table
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["Weights", "inspect_weights", "read_json"]
 
-_MAX_HEADER = 100_000_000
-"""Bytes; the safetensors library's own bound of the table."""
+_MAX_JSON = 32 * 1024 * 1024
+"""Bytes of a JSON file; the index of the largest models has a third of it."""
 
+_USUAL_GROUP = 32
 _PACKED_PER_INT32 = 8
 """4-bit values in one element of an AWQ or GPTQ tensor."""
 
@@ -33,6 +34,7 @@ class Weights:
     """The weight files of a model directory."""
 
     files: tuple[Path, ...]
+    tensors: int
     stored_bytes: int
     """What the tensors take as they are."""
     float32_bytes: int
@@ -56,16 +58,16 @@ def inspect_weights(directory: Path, config: dict[str, Any]) -> Weights:
     if not files:
         message = f"{directory} holds no model*.safetensors. {_instead_of_safetensors(directory)}"
         raise ModelError(message)
-    stored = 0
-    elements = 0
+    stored = count = elements = 0
     kinds: set[str] = set()
     for path in files:
-        table = _read_table(path)
+        table = read_table(path)
+        count += len(table)
         for name, entry in table.items():
             stored += entry["data_offsets"][1] - entry["data_offsets"][0]
             elements += _elements(name, entry, table, config)
             kinds.add(entry["dtype"])
-    return Weights(files, stored, 4 * elements, kinds == {"F32"})
+    return Weights(files, count, stored, 4 * elements, kinds == {"F32"})
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -75,7 +77,11 @@ def read_json(path: Path) -> dict[str, Any]:
         ModelError: The file is missing, unreadable or holds no object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            text = file.read(_MAX_JSON + 1)
+        if len(text) > _MAX_JSON:
+            raise ModelError(f"{path} is damaged: it is larger than any model's. Fetch it again.")
+        content = json.loads(text.decode("utf-8"))
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or 'no such file'}.") from error
     except (ValueError, RecursionError) as error:
@@ -83,28 +89,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelError(f"{path} is damaged: it holds no JSON object. Fetch it again.")
     return content
-
-
-def _read_table(path: Path) -> dict[str, Any]:
-    """Return the tensor table of a safetensors file whose size agrees with it."""
-    size = path.stat().st_size
-    damaged = ModelError(f"{path} is damaged: its table of tensors cannot be read. Fetch it again.")
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > min(size, _MAX_HEADER):
-                raise damaged
-            table = json.loads(file.read(length))
-        table.pop("__metadata__", None)
-        end = max((entry["data_offsets"][1] for entry in table.values()), default=0)
-    except (OSError, ValueError, struct.error, AttributeError, KeyError, TypeError) as error:
-        raise damaged from error
-    if size != 8 + length + end:
-        raise ModelError(
-            f"{path} is damaged: it has {size} bytes where its table asks for {8 + length + end}. "
-            "Fetch it again."
-        )
-    return dict(table)
 
 
 def _elements(
@@ -115,10 +99,7 @@ def _elements(
     module, _, part = name.rpartition(".")
     scales = table.get(f"{module}.scales")
     if part == "weight" and scales is not None:
-        quantization = config.get("quantization") or config.get("quantization_config") or {}
-        own = quantization.get(module)
-        group = (own if isinstance(own, dict) else quantization).get("group_size", 32)
-        return int(math.prod(scales["shape"])) * int(group)
+        return int(math.prod(scales["shape"])) * _group_size(module, config)
     if part in ("scales", "biases") and f"{module}.weight" in table:
         return 0
     if part == "qweight":
@@ -126,13 +107,25 @@ def _elements(
     return size
 
 
+def _group_size(module: str, config: dict[str, Any]) -> int:
+    """Return how many values share a scale; 32 where the config does not say it in a number."""
+    quantization = config.get("quantization") or config.get("quantization_config")
+    if not isinstance(quantization, dict):
+        return _USUAL_GROUP
+    own = quantization.get(module)
+    size = (own if isinstance(own, dict) else quantization).get("group_size")
+    return size if type(size) is int and size > 0 else _USUAL_GROUP
+
+
 def _check_index(directory: Path, present: set[str]) -> None:
     """Raise where the index names a file that is not there."""
-    index = directory / "model.safetensors.index.json"
-    if not index.is_file():
+    path = directory / "model.safetensors.index.json"
+    if not path.is_file():
         return
-    named = read_json(index).get("weight_map", {})
-    missing = sorted(set(named.values()) - present) if isinstance(named, dict) else []
+    named = read_json(path).get("weight_map", {})
+    if not isinstance(named, dict) or not all(isinstance(each, str) for each in named.values()):
+        raise ModelError(f"{path} is damaged: its weight_map names no files. Fetch it again.")
+    missing = sorted(set(named.values()) - present)
     if missing:
         raise ModelError(
             f"{directory} is incomplete: {missing[0]} is missing"

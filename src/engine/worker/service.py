@@ -13,6 +13,7 @@ import mlx.core as mx
 
 from ..models.loading import GenerationDefaults, LoadedModel, load_model
 from ..models.machine import available_memory
+from ..models.model_code import code_policy
 from ..protocol import EngineOptions, Loaded, Sampling
 from .batch import BatchRunner
 from .inbox import Inbox
@@ -69,10 +70,11 @@ def load_engine(
         Path(options.model_directory),
         dequantize=options.dequantize,
         context_length=options.context_length,
-        trust_remote_code=options.trust_remote_code,
+        code=code_policy(trust=options.trust_remote_code, ignore=options.ignore_model_code),
     )
     vocabulary = Vocabulary(loaded.tokenizer)
     encoder = PromptEncoder(loaded.tokenizer, vocabulary_size=loaded.vocabulary_size)
+    encoder.check_template()
     inbox = Inbox(connection, outbox, encoder, context_length=loaded.context_length)
     prompt_cache = PromptCache(limit_bytes=_cache_limit(options, loaded.device))
     scheduler = Scheduler(

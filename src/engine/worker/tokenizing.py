@@ -8,15 +8,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from ..protocol import ChatPrompt, TextPrompt, TokenPrompt
+from ...resilience.errors import ModelError
+from ..protocol import ChatMessage, ChatPrompt, TextPrompt, TokenPrompt
+from .time_limit import TimeLimitError, run_within
 
 if TYPE_CHECKING:
     from ..protocol import Prompt, RejectionCode
 
 __all__ = ["PromptEncoder", "PromptError"]
+
+
+_TEMPLATE_SECONDS = 10.0
+"""A conversation of megabytes is rendered in a tenth of a second."""
 
 
 class PromptError(Exception):
@@ -56,6 +61,23 @@ class PromptEncoder:
             raise PromptError("empty_prompt")
         return tokens
 
+    def check_template(self) -> None:
+        """Render a short conversation, which also compiles the template for the first request.
+
+        Raises:
+            ModelError: It does not end, so no request ever would. That it refuses this
+                conversation is its right.
+        """
+        greeting = ChatPrompt((ChatMessage("user", "Hello"),))
+        try:
+            self._render(greeting)
+        except PromptError as error:
+            if isinstance(error.__cause__, TimeLimitError):
+                raise ModelError(
+                    f"The model's chat template does not end within {_TEMPLATE_SECONDS:g} s. "
+                    "Correct it, or fetch the model again."
+                ) from error
+
     def check_bias(self, bias: tuple[tuple[int, float], ...]) -> None:
         """Raise :class:`PromptError` for an id that the model does not have.
 
@@ -78,15 +100,18 @@ class PromptEncoder:
                 fields["name"] = message.name
             messages.append(fields)
         try:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    messages, add_generation_prompt=True, tokenize=False
-                )
-            )
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
-            # Templates call raise_exception() and index as they like; the text
-            # of their errors is theirs, so only the fact is told.
+            return run_within(_TEMPLATE_SECONDS, lambda: self._apply_template(messages))
+        except Exception as error:
+            # Templates call raise_exception(), index and count as they like, and run into the
+            # sandbox; the text of their errors is theirs, so only the fact is told.
             raise PromptError("bad_template") from error
+
+    def _apply_template(self, messages: list[dict[str, str]]) -> str:
+        return str(
+            self._tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=False
+            )
+        )
 
     def _encode_text(self, text: str, *, special: bool) -> list[int]:
         if self._backend is None:

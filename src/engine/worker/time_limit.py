@@ -1,0 +1,95 @@
+"""A bound on how long Python code in this thread may run: for templates, which are a model's code.
+
+Jinja's sandbox keeps a template from the machine, but not from counting for ever. The limit raises
+in the thread from outside, between two of the interpreter's steps. What runs in C without coming
+back, such as one huge multiplication of a string, it cannot reach: that ends with the memory, and
+the engine's supervisor deals with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import threading
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["TimeLimitError", "run_within"]
+
+Result = TypeVar("Result")
+
+_AGAIN_SECONDS = 5.0
+"""A library may swallow the error; then it comes again. Far longer than :meth:`_Watch.leave` takes,
+which could be interrupted once, but never twice."""
+_SPIN_SECONDS = 0.0005
+
+
+class TimeLimitError(Exception):
+    """The code has run for longer than it may."""
+
+
+def run_within(seconds: float, work: Callable[[], Result]) -> Result:
+    """Return what the work returns, if it ends in time.
+
+    Raises:
+        TimeLimitError: The time is over. Raised in the work or never: once this function has been
+            left, nothing comes after.
+    """
+    watch = _Watch(seconds)
+    try:
+        try:
+            watch.start()
+            return work()
+        finally:
+            watch.leave()
+    except TimeLimitError:
+        watch.leave()  # the error may have come in the midst of the first one
+        raise
+
+
+class _Watch:
+    """A thread that raises in the one that made it.
+
+    The error can come between any two steps of the maker, so what :meth:`leave` does is single
+    steps that may be done twice, and it holds no lock: a lock could stay held for ever.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._target = ctypes.c_ulong(threading.get_ident())
+        self._left = False
+        self._running = False
+        self._wake = threading.Lock()
+        self._wake.acquire()
+
+    def start(self) -> None:
+        self._running = True
+        try:
+            threading.Thread(target=self._watch, name="time-limit", daemon=True).start()
+        except RuntimeError:  # no thread could be made
+            self._running = False
+            raise
+
+    def leave(self) -> None:
+        """Return when nothing can be raised any more, and nothing is about to be."""
+        self._left = True
+        with contextlib.suppress(RuntimeError):  # it was released by an interrupted call
+            self._wake.release()
+        while self._running:
+            time.sleep(_SPIN_SECONDS)
+        _raise_in(self._target, None)
+
+    def _watch(self) -> None:
+        wait = self._seconds
+        while not self._wake.acquire(timeout=wait) and not self._left:
+            _raise_in(self._target, TimeLimitError)
+            wait = _AGAIN_SECONDS
+        self._running = False
+
+
+def _raise_in(thread: ctypes.c_ulong, error: type[Exception] | None) -> None:
+    found = None if error is None else ctypes.py_object(error)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, found)
