@@ -120,7 +120,13 @@ def _add_telemetry(
     engine.on_step = folder
     engine.on_lost = folder.forget
     engine.on_loaded = memory.mark
-    engine.on_restart = RestartCounter(instruments)
+    restarts = RestartCounter(instruments)
+
+    def restarted(ending: str) -> None:
+        restarts(ending)
+        folder.restarted()
+
+    engine.on_restart = restarted
     engine.on_resume = ResumeCounter(instruments)
     if engine.loaded is not None:
         memory.mark()

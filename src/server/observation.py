@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..engine.client import EngineState
 from ..engine.protocol import Delta, Failed, Finish
 from ..telemetry import attributes as a
 from ..telemetry.instruments import Reading
 from ..telemetry.memory import ResidentMemory
+from .policy_observation import PredictionObserver, ReclaimObserver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -37,9 +38,16 @@ class StepFolder:
     def __init__(self, instruments: Instruments, collector: MetricsCollector) -> None:
         self._instruments = instruments
         self._collector = collector
+        self._reclaimed = ReclaimObserver(instruments)
+        self._compare = PredictionObserver(instruments)
         self._last_token: dict[tuple[int, int], float] = {}
         """When each running sequence got its last token, by request and choice."""
-        self._lookups = (0, 0, 0)
+        self._told = _Counts()
+        """What this engine has told."""
+        self._evictions = self._preemptions = 0
+        """Of all engines."""
+        instruments.observe("pharos.prompt_cache.evictions", self._read_evictions)
+        instruments.observe("pharos.requests.preempted", lambda: self._preemptions)
 
     def __call__(self, step: Step) -> None:
         """Take a step."""
@@ -47,8 +55,16 @@ class StepFolder:
         if figures.batch_size:
             self._instruments.step_duration.fold(figures.seconds)
             self._instruments.batch_size.fold(figures.batch_size)
+        if figures.predicted_bytes:
+            self._compare(figures)
+        for each in figures.reclaims:
+            self._reclaimed(each)
         self._fold_tokens(step)
-        self._count_lookups(step)
+        self._count(step)
+
+    def restarted(self) -> None:
+        """Expect an engine that counts from zero. Called in the reader thread, before its first step."""
+        self._told = _Counts()
 
     def forget(self, request_id: int, choices: int) -> None:
         """Forget a request that ended with its engine. Safe from any thread: pops are atomic."""
@@ -73,16 +89,37 @@ class StepFolder:
         if gaps:
             self._instruments.inter_token.fold_all(gaps)
 
-    def _count_lookups(self, step: Step) -> None:
-        now = (step.prompt_cache_hits, step.prompt_cache_misses, step.figures.prompt_cache_bypasses)
-        if now == self._lookups:
+    def _count(self, step: Step) -> None:
+        figures = step.figures
+        now = _Counts(
+            step.prompt_cache_hits,
+            step.prompt_cache_misses,
+            figures.prompt_cache_bypasses,
+            figures.prompt_cache_evictions,
+            figures.preemptions,
+        )
+        before = self._told
+        if now == before:
             return
-        before = self._lookups if all(map(int.__ge__, now, self._lookups)) else (0, 0, 0)
-        self._lookups = now
-        hits, misses, bypasses = (count - past for count, past in zip(now, before, strict=True))
-        self._collector.record_cache_hit(hits)
-        self._collector.record_cache_miss(misses)
-        self._collector.record_cache_bypass(bypasses)
+        self._told = now
+        self._collector.record_cache_hit(now.hits - before.hits)
+        self._collector.record_cache_miss(now.misses - before.misses)
+        self._collector.record_cache_bypass(now.bypasses - before.bypasses)
+        self._evictions += now.evictions - before.evictions
+        self._preemptions += now.preemptions - before.preemptions
+
+    def _read_evictions(self) -> Iterable[Reading]:
+        yield Reading(self._evictions, {a.TIER.name: "ram", a.EVICTION_KIND.name: "capacity"})
+
+
+class _Counts(NamedTuple):
+    """What an engine counts since its start."""
+
+    hits: int = 0
+    misses: int = 0
+    bypasses: int = 0
+    evictions: int = 0
+    preemptions: int = 0
 
 
 def resident_memory(engine: EngineClient) -> ResidentMemory:
@@ -106,9 +143,10 @@ def observe_engine(
         "pharos.prompt_cache.limit": sources.of_cache(
             lambda: engine.snapshot().prompt_cache_limit_bytes
         ),
-        "pharos.prompt_cache.evictions": sources.evictions,
         "pharos.kv.usage": sources.kv_usage,
         "pharos.kv.reserved": lambda: engine.snapshot().figures.kv_reserved_bytes,
+        "pharos.ledger.reserved": lambda: engine.snapshot().figures.ledger_reserved_bytes,
+        "pharos.ledger.limit": lambda: engine.snapshot().figures.ledger_limit_bytes,
         "pharos.engine.up": lambda: int(engine.state is EngineState.READY),
         "pharos.engine.info": sources.info,
         "pharos.engine.last_progress.age": sources.progress_age,
@@ -152,11 +190,6 @@ class _Engine:
     def of_cache(self, read: Callable[[], int]) -> Source:
         """Return a source of the prompt cache in memory, which is the only one."""
         return lambda: [Reading(read(), {a.TIER.name: "ram"})]
-
-    def evictions(self) -> Iterable[Reading]:
-        """Entries that made room."""
-        count = self._engine.snapshot().figures.prompt_cache_evictions
-        yield Reading(count, {a.TIER.name: "ram", a.EVICTION_KIND.name: "capacity"})
 
     def kv_usage(self) -> float:
         """The share of the allocated KV state that holds tokens; 0 where none is allocated."""

@@ -24,7 +24,6 @@ __all__ = [
     "RestartCounter",
     "ResumeCounter",
     "RetryObserver",
-    "observe_ledger",
     "restart_reason",
 ]
 
@@ -58,7 +57,7 @@ class Reclaim(Protocol):
 
     @property
     def action(self) -> str:
-        """What was done: buffer_cache, prompt_cache or shrink."""
+        """What was done: a step of the memory ladder."""
 
     @property
     def freed_bytes(self) -> int:
@@ -66,27 +65,15 @@ class Reclaim(Protocol):
 
 
 class Prediction(Protocol):
-    """What is said of an admitted request's memory when it has ended."""
+    """What is said of the requests' memory when a spell of work has ended."""
 
     @property
     def predicted_bytes(self) -> int:
-        """What the ledger had promised to it."""
+        """The most that the ledger had promised in it."""
 
     @property
     def measured_bytes(self) -> int:
-        """The highest that it really had; 0 where nothing was measured."""
-
-
-class Ledger(Protocol):
-    """What is read of the memory ledger."""
-
-    @property
-    def reserved_bytes(self) -> int:
-        """What is promised to admitted requests."""
-
-    @property
-    def limit_bytes(self) -> int:
-        """What may be promised at most."""
+        """The most that they really had; 0 where nothing was measured."""
 
 
 class BreakerObserver:
@@ -160,13 +147,13 @@ class CacheFaultObserver:
 
 
 class PredictionObserver:
-    """Compares what the ledger promised to a request with what it needed."""
+    """Compares what the ledger promised to requests with what they needed."""
 
     def __init__(self, instruments: Instruments) -> None:
         self._ratio = instruments.ledger_prediction
 
     def __call__(self, prediction: Prediction) -> None:
-        """Take a request that has ended; nothing is said of one that was not measured."""
+        """Take a spell of work that has ended; one that was not measured says nothing."""
         if prediction.predicted_bytes > 0 and prediction.measured_bytes > 0:
             self._ratio.fold(prediction.measured_bytes / prediction.predicted_bytes)
 
@@ -196,9 +183,3 @@ class ResumeCounter:
 def restart_reason(ending: str) -> str:
     """Return how an engine ended, as metrics have it: a signal, a hang, or an exit of any code."""
     return a.RESTART_REASON.close("exit" if ending.startswith("exit") else ending)
-
-
-def observe_ledger(instruments: Instruments, ledger: Ledger) -> None:
-    """Let collections read what the ledger has promised, and may."""
-    instruments.observe("pharos.ledger.reserved", lambda: ledger.reserved_bytes)
-    instruments.observe("pharos.ledger.limit", lambda: ledger.limit_bytes)

@@ -148,7 +148,7 @@ RESTART_REASON = Attribute(
 )
 MEMORY_KIND = Attribute("kind", ("mlx_active", "mlx_cache", "mlx_peak"))
 PROCESS = Attribute("process", ("server", "engine"))
-ACTION = Attribute("action", ("buffer_cache", "prompt_cache", "shrink"))
+ACTION = Attribute("action", ("buffer_cache", "prompt_cache", "shrink", "requeue", "refuse"))
 BREAKER_NAME = Attribute("name", source="the breakers of the server's own code")
 BREAKER_STATE = Attribute("state", ("closed", "half_open", "open"))
 TRANSITION_TO = Attribute("to", BREAKER_STATE.values)

@@ -193,6 +193,10 @@ _REQUESTS = (
         "pharos.admission.refusals", "{request}",
         "Requests that were turned away before anything was started.", a.REFUSAL_REASON,
     ),
+    _total(
+        "pharos.requests.preempted", "{sequence}",
+        "Sequences that went back to the queue because memory had run short.",
+    ),
     _counter(
         "pharos.requests.resumed", "{request}",
         "Requests that went on after the engine had been restarted.", a.RESTART_REASON,
@@ -258,8 +262,8 @@ _MEMORY = (
     _gauge("pharos.ledger.limit", "By", "Memory that may be promised to requests."),
     _histogram(
         "pharos.ledger.prediction.ratio", "1", _RATIO,
-        "Measured peak memory of a request, as a share of what was promised to it; above 1 it "
-        "needed more.",
+        "Peak memory of requests that was measured over a spell of work, as a share of what was "
+        "promised to them; above 1 they needed more.",
     ),
 )  # fmt: skip
 

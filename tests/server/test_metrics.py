@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jsonschema_rs
+import msgspec
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from werkzeug.test import Client
 
-from mlx_pharos.engine.protocol import Delta, Failed, Finish, Step, StepFigures
+from mlx_pharos.engine.protocol import Delta, Failed, Finish, Reclaim, Step, StepFigures
 from mlx_pharos.resilience.api_keys import ApiKey
 from mlx_pharos.server.observation import StepFolder
 from mlx_pharos.telemetry.collector import MetricsCollector, make_window
 from mlx_pharos.telemetry.folded import FoldedSet
 from mlx_pharos.telemetry.instruments import Instruments
+from mlx_pharos.telemetry.telemetry import Telemetry, TelemetryOptions
 from support.client import CHAT, chat_body, wait_until
 
 if TYPE_CHECKING:
@@ -202,9 +204,37 @@ def test_lookups_go_on_after_a_restart() -> None:
     instruments = Instruments(MeterProvider(shutdown_on_exit=False).get_meter("test"))
     collector = MetricsCollector(instruments, make_window())
     folder = StepFolder(instruments, collector)
-    for number in (7, 9, 2, 3):
+    for number in (7, 9):
         folder(_step(number))
-    assert 12 == collector.get_cache_stats()["hits"]
+    folder.restarted()
+    for number in (11, 12):
+        folder(_step(number))
+    assert 21 == collector.get_cache_stats()["hits"]
+
+
+def test_what_the_engine_says_of_memory_shows() -> None:
+    """Freed memory, preemptions and the ledger's predictions are those of the engine's steps."""
+    with Telemetry(TelemetryOptions(model="tiny")) as telemetry:
+        instruments = telemetry.instruments
+        folder = StepFolder(instruments, MetricsCollector(instruments, telemetry.window))
+        for preemptions in (1, 3):
+            figures = StepFigures(
+                predicted_bytes=100,
+                measured_bytes=80,
+                preemptions=preemptions,
+                prompt_cache_evictions=preemptions,
+                reclaims=(Reclaim("prompt_cache", 900, 700), Reclaim("refuse", 700, 700)),
+            )
+            folder(msgspec.structs.replace(_step(0), figures=figures))
+        folder.restarted()
+        folder(msgspec.structs.replace(_step(0), figures=StepFigures(preemptions=2)))
+        lines = telemetry.prometheus.scrape()[0].splitlines()
+    assert 'pharos_memory_reclaimed_bytes_total{action="prompt_cache"} 400.0' in lines
+    assert 'pharos_memory_reclaimed_bytes_total{action="refuse"} 0.0' in lines
+    assert "pharos_requests_preempted_total 5.0" in lines
+    assert 'pharos_prompt_cache_evictions_total{tier="ram",kind="capacity"} 3.0' in lines
+    assert 'pharos_ledger_prediction_ratio_bucket{le="0.8"} 2' in lines
+    assert 'pharos_ledger_prediction_ratio_bucket{le="0.7"} 0' in lines
 
 
 def test_a_failing_listener_costs_no_request(

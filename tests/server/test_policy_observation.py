@@ -14,7 +14,6 @@ from mlx_pharos.server.policy_observation import (
     ReclaimObserver,
     ResumeCounter,
     RetryObserver,
-    observe_ledger,
 )
 from mlx_pharos.telemetry.telemetry import Telemetry, TelemetryOptions
 
@@ -64,14 +63,6 @@ class Compared:
 
     predicted_bytes: int
     measured_bytes: int
-
-
-@dataclass
-class Book:
-    """A ledger."""
-
-    reserved_bytes: int = 0
-    limit_bytes: int = 100
 
 
 def test_a_breakers_state_and_changes_show(telemetry: Telemetry) -> None:
@@ -128,7 +119,7 @@ def test_cache_faults_show_by_kind(telemetry: Telemetry) -> None:
 
 
 def test_predictions_are_compared_with_measurements(telemetry: Telemetry) -> None:
-    """A request that needed 1.2 times its promise is above 1; one not measured says nothing."""
+    """What needed 1.2 times its promise is above 1; what was not measured says nothing."""
     observer = PredictionObserver(telemetry.instruments)
     observer(Compared(100, 120))
     observer(Compared(100, 50))
@@ -137,17 +128,6 @@ def test_predictions_are_compared_with_measurements(telemetry: Telemetry) -> Non
     assert f'{name}_bucket{{le="1.0"}} 1' in _lines(telemetry, name)
     assert f'{name}_bucket{{le="1.25"}} 2' in _lines(telemetry, name)
     assert [f"{name}_sum 1.7"] == _lines(telemetry, f"{name}_sum")
-
-
-def test_the_ledger_is_read_at_the_scrape(telemetry: Telemetry) -> None:
-    """Gauges have what the ledger says at that moment."""
-    book = Book()
-    observe_ledger(telemetry.instruments, book)
-    book.reserved_bytes = 42
-    assert ["pharos_ledger_reserved_bytes 42.0"] == _lines(
-        telemetry, "pharos_ledger_reserved_bytes"
-    )
-    assert ["pharos_ledger_limit_bytes 100.0"] == _lines(telemetry, "pharos_ledger_limit_bytes")
 
 
 def test_resumed_requests_show_how_the_engine_ended(telemetry: Telemetry) -> None:
