@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -47,6 +48,22 @@ _EXPORTERS = {
     "metrics": ("metric_exporter", "OTLPMetricExporter"),
     "logs": ("_log_exporter", "OTLPLogExporter"),
 }
+_NUMBERS = (
+    "OTEL_EXPORTER_OTLP_TIMEOUT",
+    *(f"OTEL_EXPORTER_OTLP_{signal.upper()}_TIMEOUT" for signal in SIGNALS),
+    *(
+        f"{prefix}_{name}"
+        for prefix in ("OTEL_BSP", "OTEL_BLRP")
+        for name in (
+            "SCHEDULE_DELAY",
+            "EXPORT_TIMEOUT",
+            "MAX_QUEUE_SIZE",
+            "MAX_EXPORT_BATCH_SIZE",
+        )
+    ),
+    "OTEL_METRIC_EXPORT_INTERVAL",
+    "OTEL_METRIC_EXPORT_TIMEOUT",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +121,7 @@ def otlp_target(signal: Signal, endpoint: str) -> Target | None:
 
 def otlp_problems(endpoint: str) -> list[tuple[str, str]]:
     """Return what is wrong with the variables: pairs of a variable and a sentence without its name."""
-    problems = {}
+    problems = {} if is_disabled() else _number_problems()
     for signal in SIGNALS:
         for exporter in _chosen_exporters(signal) - {"otlp", "none", "prometheus"}:
             name = f"OTEL_{signal.upper()}_EXPORTER"
@@ -121,6 +138,20 @@ def otlp_problems(endpoint: str) -> list[tuple[str, str]]:
         if not endpoint and not _is_url(_variable(signal, "ENDPOINT"), target.protocol):
             problems[_variable_name(signal, "ENDPOINT")] = "should be an http or https URL"
     return sorted(problems.items())
+
+
+def _number_problems() -> dict[str, str]:
+    """Return what is wrong with the variables that hold numbers; the exporters raise, or guess."""
+    problems = {}
+    for name in _NUMBERS:
+        text = os.environ.get(name, "")
+        try:
+            right = not text or (math.isfinite(float(text)) and float(text) > 0)
+        except ValueError:
+            right = False
+        if not right:
+            problems[name] = f"should be a number greater than 0; it is {text[:40]!r}"
+    return problems
 
 
 def span_exporter(target: Target) -> SpanExporter:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from mlx_pharos.config import ConfigValidator, Settings, ValidationError
 from mlx_pharos.engine.models.directory import inspect_directory
+from mlx_pharos.engine.models.gguf import convert_into
 from mlx_pharos.engine.models.gguf_header import read_header
 from mlx_pharos.engine.models.loading import load_model
 from mlx_pharos.engine.models.tensor_table import read_table
@@ -330,3 +331,23 @@ def test_a_damaged_tokenizer_is_a_sentence(tmp_path: Path, damage: str) -> None:
     (directory / "tokenizer.json").write_text(damage)
     with pytest.raises(ModelError, match="tokenizer"):
         load_model(directory)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"llama.embedding_length": "wide"},
+        {"llama.attention.head_count": 0},
+        {"tokenizer.ggml.bos_token_id": 2**31, "tokenizer.ggml.add_bos_token": True},
+        {"tokenizer.ggml.tokens": [1, 2]},
+        {"tokenizer.ggml.merges": [0]},
+        {"tokenizer.ggml.tokens": ["a" * 5000] * 260},
+    ],
+)
+def test_metadata_of_the_wrong_types_are_damage(tmp_path: Path, metadata: dict[str, Any]) -> None:
+    """A conversion that trips over what a .gguf file says ends in a sentence, not in a traceback."""
+    path = tmp_path / "m.gguf"
+    write_tiny_gguf(path, metadata=metadata)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ModelError, match=r"damaged|no vocabulary"):
+        convert_into(path, tmp_path / "out")

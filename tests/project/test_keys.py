@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mlx_pharos.config import ConfigValidator, Settings, ValidationError
+from mlx_pharos.doctor.checks import check_settings
 from mlx_pharos.keys.key_file import KeyFile, KeyFileError
 from support.served import serve_model
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from mlx_pharos.doctor.finding import Finding
 
 
 def _keys(*arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -186,3 +189,18 @@ def test_a_server_takes_every_key_of_the_file(tmp_path: Path, tiny_model: Path) 
     with serve_model(tiny_model, *flags) as served:
         port = served.address.rpartition(":")[2]
         assert [200, 200, 401] == [status(port, key) for key in (*good, "pk-wrong")]
+
+
+def test_the_doctor_says_who_may_come_in(tmp_path: Path) -> None:
+    """The report has the keys' names where they are good, and the error where they are not."""
+    path = tmp_path / "keys"
+    KeyFile(path).add("laptop")
+    settings = Settings(api_keys_file=path, port=0, host="0.0.0.0")
+
+    def access() -> Finding:
+        findings = check_settings(settings, ConfigValidator(settings))
+        return next(each for each in findings if each.name == "Access")
+
+    assert ["laptop"] == access().figures["names"]
+    path.chmod(0o666)
+    assert ("error", f"chmod 600 {path}") == (access().status, access().mend)

@@ -309,6 +309,10 @@ def test_wrong_settings_and_a_wrong_machine_are_one_report(tmp_path: Path) -> No
             "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
             "URL",
         ),
+        ({"OTEL_EXPORTER_OTLP_TIMEOUT": "nan"}, "OTEL_EXPORTER_OTLP_TIMEOUT", "greater than 0"),
+        ({"OTEL_BSP_MAX_QUEUE_SIZE": "-1"}, "OTEL_BSP_MAX_QUEUE_SIZE", "greater than 0"),
+        ({"OTEL_METRIC_EXPORT_INTERVAL": "1e999"}, "OTEL_METRIC_EXPORT_INTERVAL", "greater"),
+        ({"OTEL_BLRP_SCHEDULE_DELAY": " "}, "OTEL_BLRP_SCHEDULE_DELAY", "greater than 0"),
     ],
 )
 def test_telemetry_that_cannot_be_sent_is_said(

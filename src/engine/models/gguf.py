@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from ...resilience.errors import ModelError
@@ -24,7 +25,7 @@ from .gguf_tokenizer import end_tokens, tokenizer_files
 from .store import origin_of, sha256_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from .gguf_header import GgufHeader
@@ -111,7 +112,22 @@ def convert_into(path: Path, directory: Path) -> None:
     assert isinstance(tensors, dict)  # what mlx returns for this format
     factors = tensors.pop(f"{_ROPE_FACTORS}.weight", None)
     weights = {_name(path, name): tensor for name, tensor in tensors.items()}
-    config = _config(path, header, set(weights))
+    with _damage_named(path):
+        files = _described(path, header, set(weights), factors)
+    for name, content in files.items():
+        text = json.dumps(content, ensure_ascii=True, indent=1)
+        (directory / name).write_text(text, encoding="utf-8")
+    mx.save_safetensors(str(directory / "model.safetensors"), weights, {"format": "mlx"})
+
+
+def _described(
+    path: Path,
+    header: GgufHeader,
+    weights: set[str],
+    factors: Any | None,  # noqa: ANN401 - mlx's
+) -> dict[str, dict[str, Any]]:
+    """Return the JSON files of the model, by name."""
+    config = _config(path, header, weights)
     if factors is not None:
         frequencies = cast("list[float]", factors.tolist())
         config["rope_scaling"] = _llama3_scaling(path, config, frequencies)
@@ -120,12 +136,21 @@ def convert_into(path: Path, directory: Path) -> None:
     ends = end_tokens(header.metadata)
     begin = header.metadata.get("tokenizer.ggml.bos_token_id")
     tokens = {"bos_token_id": begin, "eos_token_id": ends}
-    files["config.json"] = config | tokens
-    files["generation_config.json"] = tokens
-    for name, content in files.items():
-        text = json.dumps(content, ensure_ascii=True, indent=1)
-        (directory / name).write_text(text, encoding="utf-8")
-    mx.save_safetensors(str(directory / "model.safetensors"), weights, {"format": "mlx"})
+    return files | {"config.json": config | tokens, "generation_config.json": tokens}
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Turn what metadata of the wrong types do to the conversion into a sentence.
+
+    The file names the types itself: a text can stand where a number should.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{path} is damaged: its metadata are of the wrong types. Fetch it again."
+        ) from error
 
 
 def _check_room(directory: Path, header: GgufHeader) -> None:

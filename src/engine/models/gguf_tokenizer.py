@@ -43,6 +43,10 @@ _BYTE_LEVEL: dict[str, Any] = {
 _DIGITS: dict[str, Any] = {"type": "Digits", "individual_digits": True}
 
 
+_LONGEST_TOKEN = 4096
+"""Characters. All ways to cut a token in two are looked at, so a long one would never end."""
+
+
 def _split(pattern: str) -> list[dict[str, Any]]:
     return [
         {
@@ -86,6 +90,8 @@ def tokenizer_files(metadata: dict[str, Any]) -> dict[str, dict[str, Any]]:
     tokens = metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or not tokens:
         raise ModelError("The .gguf file holds no vocabulary, so it cannot be served.")
+    if any(len(text) > _LONGEST_TOKEN for text in tokens):
+        raise ModelError("The .gguf file is damaged: a token of it is longer than any word.")
     kind = metadata.get("tokenizer.ggml.model")
     if kind == "gpt2":
         content = _byte_level(metadata, tokens)
