@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from mlx_pharos.config import ConfigValidator, Settings
 from mlx_pharos.engine.models.pull import ensure_local
 from mlx_pharos.engine.models.store import Store
 from mlx_pharos.settings import default_cache_dir
+from mlx_pharos.validation.packages import requirements
 
 from .load import Load, Outcome, run_load
 from .servers import (
@@ -260,7 +263,20 @@ def start(setting: Setting) -> list[Row]:
     ]
 
 
+def config(setting: Setting) -> list[Row]:
+    """All checks of a configuration before a start, those of a small model's files included."""
+    milliseconds = []
+    for _ in range(setting.repeats):
+        requirements.cache_clear()
+        begin = time.perf_counter()
+        problems = ConfigValidator(Settings(model=str(setting.tiny), port=0)).validate_all_config()
+        milliseconds.append((time.perf_counter() - begin) * 1000)
+        assert not problems, problems
+    return [Row("configuration, tiny", "all checks, ms", milliseconds, "", [], "<= 100")]
+
+
 SCENARIOS: dict[str, Callable[[Setting], list[Row]]] = {
+    "config": config,
     "start": start,
     "tiny-1": tiny_1,
     "tiny-32": tiny_32,
