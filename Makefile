@@ -13,7 +13,7 @@ PIP    := $(PY) -m pip --disable-pip-version-check --quiet
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve doctor test lint format docs bench build lock clean
+.PHONY: help install serve doctor test lint format docs bench build lock checkers clean
 
 help: ## Say what there is
 	@echo "make TARGET [ARGS=...]"
@@ -60,7 +60,7 @@ format: $(VENV)/.dev ## Format the code and mend what ruff can
 	@$(VENV)/bin/ruff check --fix --exit-zero --quiet .
 	@$(VENV)/bin/ruff format .
 
-docs: $(VENV)/.dev ## Generate the reference pages again
+docs: $(VENV)/.dev ## Generate the reference pages, boards and service files again
 	@$(PY) tools/reference.py
 
 bench: $(VENV)/.dev ## Measure against mlx_lm.server; the figures go to bench/results
@@ -68,6 +68,13 @@ bench: $(VENV)/.dev ## Measure against mlx_lm.server; the figures go to bench/re
 
 build: $(VENV)/.dev ## Build the wheel and the source distribution into dist
 	@$(PY) -m build --quiet --no-isolation --outdir dist .
+
+$(VENV)/.deploy: $(VENV)/.dev requirements/deploy.txt
+	@echo "Installing the checkers of deploy/ into $(VENV) (once; about 35 MB to download)"
+	@$(PIP) install --require-hashes --requirement requirements/deploy.txt
+	@touch $@
+
+checkers: $(VENV)/.deploy ## Install what the tests of Dockerfile and Kubernetes check with
 
 lock: $(VENV)/.dev ## Refresh the pinned requirements (ARGS: --upgrade)
 	@$(PIP) install uv

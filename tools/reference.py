@@ -1,4 +1,4 @@
-"""Generate what comes from the code: pages on settings, errors and metrics, and service files.
+"""Generate what comes from the code: pages on settings, errors and metrics, boards, and service files.
 
 ``make docs`` writes them; a test fails where a page and the code differ.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import boards
 import services
 from mlx_pharos.resilience import errors
 from mlx_pharos.settings import GROUPS, Settings
@@ -163,13 +164,14 @@ PAGES = {
     "docs/reference/settings.md": settings_page,
     "docs/reference/errors.md": errors_page,
     "docs/reference/metrics.md": metrics_page,
+    **boards.FILES,
     **services.FILES,
 }
 """The pages and what makes them."""
 
 
 def main() -> None:
-    """Write every page."""
+    """Write every page and file."""
     for path, page in PAGES.items():
         target = ROOT / path
         target.parent.mkdir(parents=True, exist_ok=True)

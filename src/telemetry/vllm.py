@@ -54,6 +54,8 @@ ALIASES = (
     Alias("vllm:request_queue_time_seconds", "pharos.request.queue.duration"),
     Alias("vllm:request_prefill_time_seconds", "pharos.request.prefill.duration"),
     Alias("vllm:request_decode_time_seconds", "pharos.request.decode.duration"),
+    Alias("vllm:request_prompt_tokens", "pharos.request.tokens", (("type", ("input",)),)),
+    Alias("vllm:request_generation_tokens", "pharos.request.tokens", (("type", ("output",)),)),
 )
 
 

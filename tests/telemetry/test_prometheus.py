@@ -275,6 +275,7 @@ def test_vllm_names_are_optional() -> None:
         tokens.add(10, {"model": "tiny", "type": "input_computed"})
         tokens.add(30, {"model": "tiny", "type": "input_cached"})
         tokens.add(7, {"model": "tiny", "type": "output"})
+        telemetry.instruments.request_tokens.record(7, {"model": "tiny", "type": "output"})
         telemetry.instruments.gen_ai_request_duration.record(0.2, {"gen_ai.request.model": "tiny"})
         for accept in ("", OPEN):
             text, _ = telemetry.prometheus.scrape(accept)
