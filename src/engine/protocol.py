@@ -38,6 +38,7 @@ __all__ = [
     "Ping",
     "PrefillProgress",
     "Prompt",
+    "PromptCacheHealth",
     "Reclaim",
     "Rejected",
     "RejectionCode",
@@ -368,6 +369,19 @@ class Reclaim(_Value):
         return max(self.before_bytes - self.after_bytes, 0)
 
 
+class PromptCacheHealth(_Value):
+    """How the prompt cache and its breaker are; the counts are since start."""
+
+    breaker: Literal["closed", "open", "half_open"] = "closed"
+    """``closed``: the cache is in use."""
+    transitions: tuple[int, ...] = (0, 0, 0)
+    """Into closed, open and half_open."""
+    errors: tuple[int, ...] = (0, 0, 0, 0)
+    """Of lookup, load, extract and store."""
+    corruptions: tuple[int, ...] = (0, 0)
+    """Entries that were not what had been stored: in format, in content."""
+
+
 class StepFigures(_Value):
     """What the engine measured with a step. Zeros where there is nothing to measure."""
 
@@ -398,6 +412,7 @@ class StepFigures(_Value):
     """What was done since the last step because memory ran short."""
     preemptions: int = 0
     """Sequences that went back to the queue because memory ran short, since start."""
+    prompt_cache_health: PromptCacheHealth = PromptCacheHealth()
 
 
 class Step(_Message):

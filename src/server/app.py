@@ -28,6 +28,7 @@ from ..telemetry.recorder import Recorder
 from ..telemetry.spans import SpanWriter
 from ..telemetry.telemetry import Telemetry, TelemetryOptions
 from .auth import check_api_key
+from .cache_observation import CacheHealthFolder
 from .generate import GenerateRoute
 from .json_body import shown
 from .json_text import error_json
@@ -116,7 +117,7 @@ def _add_telemetry(
     memory = resident_memory(engine)
     collector = MetricsCollector(instruments, telemetry.window, memory)
     observe_engine(instruments, options, engine, memory)
-    folder = StepFolder(instruments, collector)
+    folder = StepFolder(instruments, collector, cache_health=CacheHealthFolder(instruments, engine))
     engine.on_step = folder
     engine.on_lost = folder.forget
     engine.on_loaded = memory.mark

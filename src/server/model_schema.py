@@ -66,6 +66,13 @@ class CacheSummary(StrictModel):
     limit_bytes: int
     hits: int
     misses: int
+    bypasses: int = Field(description="Prompts that were not looked up because it was off.")
+    breaker: Literal["closed", "open", "half_open"] = Field(
+        description="`closed` while it is in use; `open` after too many errors in a row; "
+        "`half_open` while it is about to be tried."
+    )
+    errors: int = Field(description="Operations that failed; the requests went on without it.")
+    corruptions: int = Field(description="Entries that were not what had been stored.")
 
 
 class EngineHistory(StrictModel):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..engine.protocol import Step
     from ..telemetry.collector import MetricsCollector
     from ..telemetry.instruments import Instruments, Source
+    from .cache_observation import CacheHealthFolder
     from .listener import Listener
     from .options import ServerOptions
 
@@ -35,8 +36,15 @@ class StepFolder:
     It is on the path of every token, so it adds plain numbers and nothing else.
     """
 
-    def __init__(self, instruments: Instruments, collector: MetricsCollector) -> None:
+    def __init__(
+        self,
+        instruments: Instruments,
+        collector: MetricsCollector,
+        *,
+        cache_health: CacheHealthFolder | None = None,
+    ) -> None:
         self._instruments = instruments
+        self._cache_health = cache_health
         self._collector = collector
         self._reclaimed = ReclaimObserver(instruments)
         self._compare = PredictionObserver(instruments)
@@ -61,10 +69,14 @@ class StepFolder:
             self._reclaimed(each)
         self._fold_tokens(step)
         self._count(step)
+        if self._cache_health is not None:
+            self._cache_health(figures.prompt_cache_health)
 
     def restarted(self) -> None:
         """Expect an engine that counts from zero. Called in the reader thread, before its first step."""
         self._told = _Counts()
+        if self._cache_health is not None:
+            self._cache_health.restarted()
 
     def forget(self, request_id: int, choices: int) -> None:
         """Forget a request that ended with its engine. Safe from any thread: pops are atomic."""

@@ -136,7 +136,7 @@ class CacheFaultObserver:
         self._corruptions = instruments.prompt_cache_corruptions
 
     def failed(self, operation: str, tier: str = "ram") -> None:
-        """Count an operation that failed: lookup, load, store or evict."""
+        """Count an operation that failed: lookup, load, extract, store or evict."""
         kind = a.CACHE_ERROR_KIND.close(operation)
         self._errors.add(1, {a.TIER.name: tier, a.CACHE_ERROR_KIND.name: kind})
 

@@ -15,7 +15,7 @@ from .openapi import build_document
 if TYPE_CHECKING:
     from flask import Flask
 
-    from ..engine.client import EngineClient
+    from ..engine.client import EngineClient, EngineSnapshot
     from .options import ServerOptions
     from .shutdown import Shutdown
 
@@ -97,13 +97,7 @@ class _Reports:
                 "running": snapshot.running,
                 "waiting": snapshot.waiting if up else engine.in_flight,
                 "engine": {"restarts": engine.restarts, "last_reason": engine.last_ending},
-                "cache": {
-                    "entries": snapshot.prompt_cache_entries,
-                    "bytes": snapshot.prompt_cache_bytes,
-                    "limit_bytes": snapshot.prompt_cache_limit_bytes,
-                    "hits": snapshot.prompt_cache_hits,
-                    "misses": snapshot.prompt_cache_misses,
-                },
+                "cache": _cache(snapshot),
             }
         )
 
@@ -127,6 +121,21 @@ class _Reports:
 
     def _model(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": self._started_at, "owned_by": "pharos"}
+
+
+def _cache(snapshot: EngineSnapshot) -> dict[str, Any]:
+    health = snapshot.figures.prompt_cache_health
+    return {
+        "entries": snapshot.prompt_cache_entries,
+        "bytes": snapshot.prompt_cache_bytes,
+        "limit_bytes": snapshot.prompt_cache_limit_bytes,
+        "hits": snapshot.prompt_cache_hits,
+        "misses": snapshot.prompt_cache_misses,
+        "bypasses": snapshot.figures.prompt_cache_bypasses,
+        "breaker": health.breaker,
+        "errors": sum(health.errors),
+        "corruptions": sum(health.corruptions),
+    }
 
 
 def _json(value: object, status: int = 200) -> Response:

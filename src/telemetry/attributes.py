@@ -140,7 +140,7 @@ REFUSAL_REASON = Attribute(
 LOOKUP_RESULT = Attribute("result", ("hit", "miss", "bypass"))
 TIER = Attribute("tier", ("ram", "disk"))
 EVICTION_KIND = Attribute("kind", ("capacity", "memory"))
-CACHE_ERROR_KIND = Attribute("kind", ("lookup", "load", "store", "evict"))
+CACHE_ERROR_KIND = Attribute("kind", ("lookup", "load", "extract", "store", "evict"))
 CORRUPTION_KIND = Attribute("kind", ("checksum", "format", "content"))
 RESTART_REASON = Attribute(
     "reason",

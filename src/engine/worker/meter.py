@@ -13,6 +13,7 @@ from ..protocol import StepFigures
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from ..protocol import PromptCacheHealth
     from .prompt_cache import PromptCache
     from .runner import Runner
 
@@ -41,7 +42,9 @@ class StepMeter:
         """Stop the clock."""
         self._seconds = time.monotonic() - self._began
 
-    def figures(self, runner: Runner, prompt_cache: PromptCache, *, running: int) -> StepFigures:
+    def figures(
+        self, runner: Runner, prompt_cache: PromptCache, health: PromptCacheHealth, *, running: int
+    ) -> StepFigures:
         """Return what the step measured, and forget its time."""
         seconds, self._seconds = self._seconds, 0.0
         batch_size, self._batch_size = self._batch_size, 0
@@ -56,6 +59,7 @@ class StepMeter:
             kv_reserved_bytes=reserved,
             prompt_cache_bypasses=prompt_cache.bypasses,
             prompt_cache_evictions=prompt_cache.evictions,
+            prompt_cache_health=health,
         )
 
     def _kv_bytes(self, runner: Runner, running: int) -> tuple[int, int]:

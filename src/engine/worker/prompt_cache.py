@@ -1,7 +1,9 @@
 """The prompt cache: KV state of prefixes that were computed before.
 
 It wraps mlx-lm's ``LRUPromptCache`` and is its only owner. Used by the MLX
-thread alone.
+thread alone. What goes wrong in it is a :class:`CacheError`, or whatever MLX
+raises; its index and its bytes hold all the same. :mod:`.guarded_cache` stands
+between it and the requests.
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ from mlx_lm.models.cache import (
     trim_prompt_cache,
 )
 
+from ...resilience.errors import CacheError
+from .entry_seal import SealedLayers, Snapshot, offsets_of
 from .runner import StoredPrefix
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = ["PromptCache"]
 
@@ -45,10 +49,10 @@ class PromptCache:
         self.misses = 0
         self.bypasses = 0
         """Prompts that were not looked up because the cache is off."""
-        self._entries = LRUPromptCache(max_size=_MAX_ENTRIES, max_bytes=limit_bytes)
-        self._entries._trie = _PromptTrie()  # type: ignore[no-untyped-call]  # noqa: SLF001
+        self._evicted = 0
+        """By indexes that were given up."""
         self._order = _Order()
-        self._entries._lru = self._order  # noqa: SLF001
+        self._entries = self._new_index(limit_bytes)
 
     def __len__(self) -> int:
         """Return the number of entries."""
@@ -63,7 +67,7 @@ class PromptCache:
     @property
     def evictions(self) -> int:
         """Entries that made room; one that a longer one replaced does not count."""
-        return self._order.evictions
+        return self._evicted + self._order.evictions
 
     @property
     def size_bytes(self) -> int:
@@ -79,58 +83,152 @@ class PromptCache:
             tokens: The prompt.
             counted: Whether this is a hit or a miss. It is neither where a request
                 reads what it has just stored itself.
+
+        Raises:
+            CacheError: The entry that was found is not what had been stored, or
+                cannot be copied. It has been dropped; the lookup was a miss.
         """
         if not self.limit_bytes:
-            self.bypasses += 1
+            self.bypass(counted=counted)
             return None
-        found = self._find(tokens[:-1]) if len(tokens) > _MIN_PREFIX else None
-        if counted and found is None:
-            self.misses += 1
-        elif counted:
-            self.hits += 1
+        found = None
+        try:
+            if len(tokens) > _MIN_PREFIX:
+                found = self._find(tokens[:-1])
+        finally:
+            if counted and found is None:
+                self.misses += 1
+            elif counted:
+                self.hits += 1
         return found
+
+    def bypass(self, *, counted: bool = True) -> None:
+        """Count a prompt that is not looked up."""
+        self.bypasses += counted
 
     def store(self, prefix: StoredPrefix) -> None:
         """Keep KV state, which the cache owns from now on; older entries make room.
 
         State that is larger than the whole cache is not kept: all others would go for it.
+
+        Raises:
+            CacheError: The state is not that of its tokens.
         """
         size = sum(layer.nbytes for layer in prefix.cache)
         if not prefix.tokens or size > self._entries.max_bytes:
             return
+        if any(offset != len(prefix.tokens) for offset in offsets_of(prefix.cache)):
+            raise CacheError("The state to store is not that of its tokens.", operation="store")
         # What a batch hands out are views of its buffers, still to be computed. Each would keep
         # the buffers of the whole batch, and the bytes counted would not be the bytes held.
         mx.eval([layer.state for layer in prefix.cache])
-        self._entries.insert_cache(_MODEL, prefix.tokens, prefix.cache)
+        sealed = SealedLayers(prefix.cache)
+        try:
+            self._entries.insert_cache(_MODEL, prefix.tokens, sealed)
+        except Exception:
+            self.clear()  # what the index holds now is not known
+            raise
+
+    def clear(self) -> None:
+        """Drop all entries. Never fails, whatever state the index is in."""
+        self._evicted += self._order.evictions
+        self._order = _Order()
+        self._entries = self._new_index(self._entries.max_bytes)
+
+    def suits(self, prefix: StoredPrefix) -> bool:
+        """Whether :meth:`verify` can show anything with this state: it is kept, and found again."""
+        size = sum(layer.nbytes for layer in prefix.cache)
+        return len(prefix.tokens) >= _MIN_PREFIX and size <= self._entries.max_bytes
+
+    def verify(self, prefix: StoredPrefix) -> None:
+        """Store state, load it, and compare all bytes with what they were before.
+
+        Raises:
+            CacheError: What came back is something else.
+        """
+        tokens = list(prefix.tokens)
+        mx.eval([layer.state for layer in prefix.cache])
+        before = Snapshot(prefix.cache)
+        self.store(prefix)
+        found = self._find(tokens)
+        if found is None or found.tokens != tokens or not before.equals(found.cache):
+            raise CacheError(
+                "What was stored came back as something else.",
+                operation="load",
+                corruption="content",
+            )
+
+    def _new_index(self, max_bytes: int) -> LRUPromptCache:
+        entries = LRUPromptCache(max_size=_MAX_ENTRIES, max_bytes=max_bytes)
+        entries._trie = _PromptTrie()  # type: ignore[no-untyped-call]  # noqa: SLF001
+        entries._lru = self._order  # noqa: SLF001
+        return entries
 
     def _find(self, tokens: list[int]) -> StoredPrefix | None:
         """Prefer the longest match; one inside a longer entry needs caches that can be cut."""
-        trie = self._entries._trie  # noqa: SLF001
-        match = trie.search(_MODEL, tokens)
+        match = self._entries._trie.search(_MODEL, tokens)  # noqa: SLF001
         if match.common_prefix < _MIN_PREFIX:
             return None
         if match.exact is not None:
-            return StoredPrefix(tokens, copy.deepcopy(self._use(tokens)))
+            return self._load(tokens, copy.deepcopy, tokens)
         length = len(match.shorter or ())
         if match.longer is not None and match.common_prefix > length:
-            cache = trie.get(_MODEL, match.longer).prompt_cache
-            if can_trim_prompt_cache(cache):
-                self._use(match.longer)
-                cut = len(match.longer) - match.common_prefix
-                return StoredPrefix(tokens[: match.common_prefix], _copy_without_end(cache, cut))
+            cut = len(match.longer) - match.common_prefix
+            if can_trim_prompt_cache(self._intact(match.longer)):
+                return self._load(
+                    match.longer,
+                    lambda layers: _copy_without_end(layers, cut),
+                    tokens[: match.common_prefix],
+                )
         if length < _MIN_PREFIX:
             return None
-        known = tokens[:length]
-        return StoredPrefix(known, copy.deepcopy(self._use(known)))
+        return self._load(tokens[:length], copy.deepcopy, tokens[:length])
 
-    def _use(self, tokens: list[int]) -> list[Any]:
-        """Return an entry's KV state, and let it be the last to make room.
+    def _load(
+        self, key: list[int], copied: Callable[[list[Any]], list[Any]], tokens: list[int]
+    ) -> StoredPrefix:
+        """Return a copy of an entry, or of its beginning; one that cannot be copied is dropped."""
+        layers = self._intact(key)
+        # mlx-lm's own lookup does not count as a use.
+        self._order.remove(_MODEL, key)
+        self._order.push(_MODEL, key)
+        try:
+            return StoredPrefix(tokens, copied(list(layers)))
+        except Exception as error:
+            self._drop(key)
+            raise CacheError("An entry could not be copied.", operation="load") from error
 
-        mlx-lm's own lookup does not count as a use.
-        """
-        self._order.remove(_MODEL, tokens)
-        self._order.push(_MODEL, tokens)
-        return cast("list[Any]", self._entries._trie.get(_MODEL, tokens).prompt_cache)  # noqa: SLF001
+    def _intact(self, key: list[int]) -> list[Any]:
+        """Return the layers of an entry; one that is not what had been stored is dropped."""
+        entry = self._entries._trie.get(_MODEL, key)  # noqa: SLF001
+        layers = entry.prompt_cache
+        corruption = _corruption(layers, len(key))
+        if corruption:
+            self._drop(key)
+            raise CacheError(
+                "An entry is not what had been stored.", operation="lookup", corruption=corruption
+            )
+        return cast("list[Any]", layers)
+
+    def _drop(self, key: list[int]) -> None:
+        entries = self._entries
+        entry = entries._trie.pop(_MODEL, key)  # noqa: SLF001
+        self._order.remove(_MODEL, key)
+        entries._n_bytes -= entry.nbytes  # noqa: SLF001
+        entries._n_bytes_by_type[entry.cache_type] -= entry.nbytes  # noqa: SLF001
+
+
+def _corruption(layers: object, tokens: int) -> str:
+    """Say what of an entry is not as it was stored; empty where it is intact."""
+    try:
+        if not isinstance(layers, SealedLayers):
+            return "format"
+        if any(offset != tokens for offset in offsets_of(layers)):
+            return "content"
+        intact = layers.intact
+    except Exception:  # noqa: BLE001 - a broken layer raises anything when it is looked at
+        return "format"
+    return "" if intact else "format"
 
 
 class _Order(LRUPromptCache.CacheOrder):

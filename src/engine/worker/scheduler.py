@@ -10,8 +10,10 @@ from __future__ import annotations
 import logging
 import queue
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
+from ...resilience.error_handler import ErrorHandler
 from ..protocol import (
     Alive,
     Cancel,
@@ -23,6 +25,7 @@ from ..protocol import (
     Started,
     Step,
 )
+from .guarded_cache import GuardedCache
 from .inbox import Arrived, Closed, Prepared, Unwanted, Withdrawn
 from .logprobs import read_logprobs
 from .meter import StepMeter
@@ -60,6 +63,7 @@ class Scheduler:
         inbox: queue.SimpleQueue[InboxItem],
         outbox: Outbox,
         before_step: Callable[[], None] = lambda: None,
+        errors: ErrorHandler | None = None,
     ) -> None:
         """Build the first runner on the calling thread, which becomes the MLX thread.
 
@@ -72,10 +76,13 @@ class Scheduler:
             inbox: What arrives.
             outbox: Where messages go.
             before_step: Called in the MLX thread before each step that runs something.
+            errors: Takes the prompt cache's errors; its own where there is none.
         """
         self._make_runner = make_runner
         self._runner = make_runner()
         self._prompt_cache = prompt_cache
+        self._errors = errors or ErrorHandler()
+        self._guarded = GuardedCache(prompt_cache, self._errors)
         self._vocabulary = vocabulary
         self._context_length = context_length
         self._vocabulary_size = vocabulary_size
@@ -205,7 +212,7 @@ class Scheduler:
         request = sequence.request
         submit, tokens = request.submit, sequence.known
         # Further choices read what the first has just stored: no hit of the cache.
-        prefix = self._prompt_cache.lookup(tokens, counted=sequence.leads)
+        prefix = self._guarded.lookup(request.cache_use, tokens, counted=sequence.leads)
         sequence.in_cache = len(prefix.tokens) if prefix else 0
         sequence.prefill_at = time.monotonic()
         sequence.key = self._runner.insert(
@@ -247,9 +254,7 @@ class Scheduler:
         total = len(request.tokens) + len(sequence.resumed)
         self._events.append(PrefillProgress(request.id, processed, total))
         if chunk.prompt_in_cache and request.followers:
-            stored = self._runner.extract(chunk.key)
-            if stored is not None:
-                self._prompt_cache.store(stored)
+            self._guarded.keep(request.cache_use, partial(self._runner.extract, chunk.key))
             self._release_followers(request)
 
     def _release_followers(self, request: Request) -> None:
@@ -310,13 +315,19 @@ class Scheduler:
             )
         )
         if reason is not None:
-            stored = sample.stored
-            if sample.finish is None:  # a stop string: the runner does not know of the end
-                stored = self._runner.extract(sample.key)
-                self._runner.remove(sample.key)
-            if stored is not None:
-                self._prompt_cache.store(stored)
+            self._keep(sample, request)
             self._finish(sequence, reason, now)
+            if not request.live:
+                self._guarded.end(request.cache_use)
+
+    def _keep(self, sample: SampledToken, request: Request) -> None:
+        """Keep the state of a sequence that has ended, and let the runner drop it."""
+        if sample.finish is not None:
+            self._guarded.keep(request.cache_use, lambda: sample.stored)
+            return
+        # A stop string: the runner does not know of the end.
+        self._guarded.keep(request.cache_use, partial(self._runner.extract, sample.key))
+        self._runner.remove(sample.key)
 
     def _finish(self, sequence: Sequence, reason: FinishReason, now: float) -> None:
         """Report a sequence's end and forget it; the runner has let go of it already."""
@@ -372,7 +383,10 @@ class Scheduler:
                 prompt_cache_hits=self._prompt_cache.hits,
                 prompt_cache_misses=self._prompt_cache.misses,
                 figures=self._meter.figures(
-                    self._runner, self._prompt_cache, running=len(self._running)
+                    self._runner,
+                    self._prompt_cache,
+                    self._guarded.health,
+                    running=len(self._running),
                 ),
             )
         )

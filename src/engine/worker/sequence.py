@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..protocol import Finish
+from .guarded_cache import CacheUse
 
 if TYPE_CHECKING:
     from ..protocol import FinishReason, Submit
@@ -26,6 +27,7 @@ class Request:
     live: set[Sequence] = field(default_factory=set)
     followers: list[Sequence] = field(default_factory=list)
     """Sequences that wait until the one before them has put the prompt into the cache."""
+    cache_use: CacheUse = field(default_factory=CacheUse)
 
     @property
     def id(self) -> int:
