@@ -48,6 +48,8 @@ class Outcome:
     """Requests that were given up, or answered with an error."""
     first_token: list[float] = field(default_factory=list)
     per_token: list[float] = field(default_factory=list)
+    whole: list[float] = field(default_factory=list)
+    """From the connection to the end, of completed requests."""
 
     @property
     def rate(self) -> float:
@@ -165,6 +167,7 @@ def _count(outcome: Outcome, chat: _Chat) -> None:
         return
     tokens = int(found[-1])
     outcome.completed += 1
+    outcome.whole.append(time.monotonic() - chat.begin)
     outcome.tokens += tokens
     outcome.first_token.append(chat.first - chat.begin)
     if tokens > 1:

@@ -30,9 +30,9 @@ from .servers import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["SCENARIOS", "Row", "Setting"]
+__all__ = ["OURS", "SCENARIOS", "Row", "Setting", "outcomes_as_json", "rounds"]
 
-_OURS = "bench"
+OURS = "bench"
 _PEER = "default_model"
 _WIDE = ("--max-batch", "64", "--max-queue", "256")
 
@@ -82,7 +82,8 @@ class Row:
         return measured >= float(value) if operator == ">=" else measured <= float(value)
 
 
-def _outcomes(outcomes: list[Outcome]) -> list[dict[str, Any]]:
+def outcomes_as_json(outcomes: list[Outcome]) -> list[dict[str, Any]]:
+    """Return loads for the raw figures."""
     return [
         {
             "seconds": outcome.seconds,
@@ -97,7 +98,7 @@ def _outcomes(outcomes: list[Outcome]) -> list[dict[str, Any]]:
     ]
 
 
-def _rounds(
+def rounds(
     servers: list[ServerProcess], repeats: int, streams: int, max_tokens: int
 ) -> list[list[Outcome]]:
     """Load the servers in turn; the first round warms up and is not counted."""
@@ -131,15 +132,15 @@ def tiny_32(setting: Setting) -> list[Row]:
     ours: list[Outcome] = []
     peer: list[Outcome] = []
     with ExitStack() as stack:
-        own = stack.enter_context(running(pharos_command, setting.tiny, _OURS))
+        own = stack.enter_context(running(pharos_command, setting.tiny, OURS))
         other = stack.enter_context(running(mlx_lm_openblas_command, setting.tiny, _PEER))
         for _ in range(setting.repeats):
-            (first, second) = _rounds([own, other], 1, streams, tokens)
+            (first, second) = rounds([own, other], 1, streams, tokens)
             ours += first
             peer += second
             bare.append(_bare(setting.tiny, streams, tokens))
     rates = [outcome.rate for outcome in ours]
-    raw = {"ours": _outcomes(ours), "peer": _outcomes(peer), "bare": bare}
+    raw = {"ours": outcomes_as_json(ours), "peer": outcomes_as_json(peer), "bare": bare}
     return [
         Row(
             "tiny, 32 streams",
@@ -157,14 +158,14 @@ def tiny_32(setting: Setting) -> list[Row]:
 def tiny_256(setting: Setting) -> list[Row]:
     """256 streams at once, with settings that admit them."""
     streams, tokens = 256, 50
-    with running(pharos_command, setting.tiny, _OURS, *_WIDE) as own:
-        (ours,) = _rounds([own], setting.repeats, streams, tokens)
+    with running(pharos_command, setting.tiny, OURS, *_WIDE) as own:
+        (ours,) = rounds([own], setting.repeats, streams, tokens)
     with running(mlx_lm_openblas_command, setting.tiny, _PEER) as other:
         # One round: it cuts connections, and those that try again can take minutes.
         peer = [
             run_load(Load(other.port, other.model, streams, tokens, "256.peer", limit_seconds=60.0))
         ]
-    raw = {"ours": _outcomes(ours), "peer": _outcomes(peer)}
+    raw = {"ours": outcomes_as_json(ours), "peer": outcomes_as_json(peer)}
     return [
         Row(
             "tiny, 256 streams",
@@ -197,10 +198,10 @@ def tiny_256(setting: Setting) -> list[Row]:
 def tiny_1(setting: Setting) -> list[Row]:
     """One stream of the tiny model: latency."""
     with ExitStack() as stack:
-        own = stack.enter_context(running(pharos_command, setting.tiny, _OURS))
+        own = stack.enter_context(running(pharos_command, setting.tiny, OURS))
         other = stack.enter_context(running(mlx_lm_openblas_command, setting.tiny, _PEER))
-        ours, peer = _rounds([own, other], 4 * setting.repeats, 1, 200)
-    raw = {"ours": _outcomes(ours), "peer": _outcomes(peer)}
+        ours, peer = rounds([own, other], 4 * setting.repeats, 1, 200)
+    raw = {"ours": outcomes_as_json(ours), "peer": outcomes_as_json(peer)}
 
     def row(figure: str, pick: Callable[[Outcome], list[float]]) -> Row:
         return Row(
@@ -224,8 +225,8 @@ def starter_16(setting: Setting) -> list[Row]:
     store = Store(default_cache_dir().expanduser())
     directory = ensure_local("starter", store, report=lambda line: print(line, file=sys.stderr))
     repeats = min(setting.repeats, 3)
-    with running(pharos_command, "starter", _OURS) as own:
-        (ours,) = _rounds([own], repeats, 16, 32)
+    with running(pharos_command, "starter", OURS) as own:
+        (ours,) = rounds([own], repeats, 16, 32)
     with running(mlx_lm_command, directory, _PEER) as other:
         # It is slow, so it gets no round to warm up; its first answer has done that.
         peer = [
@@ -240,7 +241,7 @@ def starter_16(setting: Setting) -> list[Row]:
             "mlx_lm.server, 4-bit",
             [outcome.rate for outcome in peer],
             ">= 8",
-            raw={"ours": _outcomes(ours), "peer": _outcomes(peer)},
+            raw={"ours": outcomes_as_json(ours), "peer": outcomes_as_json(peer)},
         )
     ]
 
@@ -250,7 +251,7 @@ def start(setting: Setting) -> list[Row]:
     seconds: tuple[list[float], list[float]] = ([], [])
     resident: list[float] = []
     for _ in range(setting.repeats):
-        with running(pharos_command, setting.tiny, _OURS) as own:
+        with running(pharos_command, setting.tiny, OURS) as own:
             seconds[0].append(own.first_answer)
             resident.append(own.resident_bytes / 2**20)
         with running(mlx_lm_command, setting.tiny, _PEER) as other:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 __all__ = [
@@ -90,8 +90,17 @@ def running(
     model: Path | str,
     name: str,
     *arguments: str,
+    variables: Mapping[str, str] | None = None,
 ) -> Iterator[ServerProcess]:
-    """Start a server, wait for its first answer, and stop it at the end."""
+    """Start a server, wait for its first answer, and stop it at the end.
+
+    Args:
+        make_command: Returns the command line for a model, a port and further arguments.
+        model: What it serves.
+        name: What requests call the model.
+        arguments: Further ones.
+        variables: Added to the environment.
+    """
     assert callable(make_command)
     port = free_port()
     begin = time.monotonic()
@@ -99,7 +108,7 @@ def running(
         make_command(model, port, *arguments),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        env=os.environ | {"HF_HUB_OFFLINE": "1"} | dict(variables or {}),
     )
     try:
         _wait_for_answer(process, port, name, begin + _START_SECONDS)

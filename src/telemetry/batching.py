@@ -64,7 +64,9 @@ class Batcher(Generic[Item]):
         self._signal = signal
         self._losses = losses
         self._limits = limits
-        self._queue: deque[Item] = deque()
+        self._queue: deque[tuple[Item, int]] = deque()
+        self._waiting = 0
+        """The sizes of all that is in the queue."""
         self._wake = threading.Condition()
         self._exporting = threading.Lock()
         self._in_flight = 0
@@ -73,19 +75,26 @@ class Batcher(Generic[Item]):
         self._worker = threading.Thread(target=self._work, name=f"export-{signal}", daemon=True)
         self._worker.start()
 
-    def put(self, item: Item) -> None:
-        """Queue an item; drop it where the queue is full. Never blocks on an export."""
+    def put(self, item: Item, size: int = 1) -> None:
+        """Queue an item; drop it where the queue is full. Never blocks on an export.
+
+        Args:
+            item: Any.
+            size: What it counts as, in the limits and among the losses.
+        """
         with self._wake:
+            before = self._waiting
             if self._closing:
                 reason = "shutdown"
-            elif len(self._queue) < self._limits.queue:
-                self._queue.append(item)
-                if len(self._queue) == self._limits.batch:
+            elif before + size <= self._limits.queue or not before:
+                self._queue.append((item, size))
+                self._waiting = before + size
+                if before < self._limits.batch <= self._waiting:
                     self._wake.notify()
                 return
             else:
                 reason = "queue_full"
-        self._losses.add(self._signal, reason, 1)
+        self._losses.add(self._signal, reason, size)
 
     def flush(self) -> None:
         """Export all that waits, in the calling thread."""
@@ -100,8 +109,9 @@ class Batcher(Generic[Item]):
         self._worker.join(max(0.0, timeout_seconds))
         with self._wake:
             self._given_up = True
-            left = len(self._queue) + self._in_flight
+            left = self._waiting + self._in_flight
             self._queue.clear()
+            self._waiting = 0
         self._losses.add(self._signal, "shutdown", left)
 
     def _work(self) -> None:
@@ -114,7 +124,7 @@ class Batcher(Generic[Item]):
                 return
 
     def _has_batch(self) -> bool:
-        return self._closing or len(self._queue) >= self._limits.batch
+        return self._closing or self._waiting >= self._limits.batch
 
     def _send_batch(self) -> bool:
         """Export one batch; return whether more waits."""
@@ -122,8 +132,7 @@ class Batcher(Generic[Item]):
             with self._wake:
                 if self._given_up:
                     return False
-                size = min(len(self._queue), self._limits.batch)
-                batch = [self._queue.popleft() for _ in range(size)]
+                batch, size = self._take()
                 self._in_flight = size
             if not batch:
                 return False
@@ -137,5 +146,19 @@ class Batcher(Generic[Item]):
                 lost = not (delivered or self._given_up)
                 more = bool(self._queue)
             if lost:
-                self._losses.add(self._signal, "export_failed", len(batch))
+                self._losses.add(self._signal, "export_failed", size)
             return more
+
+    def _take(self) -> tuple[list[Item], int]:
+        """Take the items of a batch, and their size, from the queue. The lock is held."""
+        batch: list[Item] = []
+        taken = 0
+        while self._queue:
+            item, size = self._queue[0]
+            if batch and taken + size > self._limits.batch:
+                break
+            self._queue.popleft()
+            batch.append(item)
+            taken += size
+        self._waiting -= taken
+        return batch, taken

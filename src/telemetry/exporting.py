@@ -20,6 +20,7 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 
 from .batching import Batcher, BatchLimits
 from .folded import FoldedStream
+from .request_span import RequestSpan, spans_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -48,9 +49,9 @@ class SpanQueue(SpanProcessor):
         self._batcher = Batcher[Any](self._export, signal="traces", losses=losses, limits=limits)
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Queue it."""
+        """Queue it, with the spans within it."""
         if span.context is not None and span.context.trace_flags.sampled:
-            self._batcher.put(span)
+            self._batcher.put(span, span.size if isinstance(span, RequestSpan) else 1)
 
     def close(self, timeout_seconds: float) -> None:
         """Send what waits, and give up after the time."""
@@ -67,7 +68,8 @@ class SpanQueue(SpanProcessor):
         return True
 
     def _export(self, batch: Sequence[ReadableSpan]) -> bool:
-        return self._exporter.export(batch) is SpanExportResult.SUCCESS
+        spans = [each for span in batch for each in spans_of(span)]
+        return self._exporter.export(spans) is SpanExportResult.SUCCESS
 
 
 class LogQueue(LogRecordProcessor):

@@ -44,6 +44,7 @@ from .otlp import (
 )
 from .otlp_log import OtlpLogHandler
 from .prometheus_view import PrometheusView
+from .request_span import EachSpan
 from .window import WindowReader
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ class Telemetry:
             shutdown_on_exit=False,
         )
         self.meter = self._meters.get_meter(_SCOPE, __version__)
-        processors = [*self._span_queues(options), *span_processors]
+        processors = [*self._span_queues(options), *map(EachSpan, span_processors)]
         self._tracers = TracerProvider(
             # Nobody would see the spans: ids for the log are all that is made of them.
             sampler=None if processors else ALWAYS_OFF,

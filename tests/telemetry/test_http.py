@@ -33,6 +33,7 @@ from mlx_pharos.telemetry.instruments import Instruments
 from mlx_pharos.telemetry.log import configure_log
 from mlx_pharos.telemetry.record import EngineReport, GenerationDraft, Resumption
 from mlx_pharos.telemetry.recorder import Recorder
+from mlx_pharos.telemetry.request_span import EachSpan
 from mlx_pharos.telemetry.spans import SpanWriter
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class _Bench:
         window = make_window()
         meters = MeterProvider(metric_readers=[self.reader, window], shutdown_on_exit=False)
         tracers = TracerProvider(shutdown_on_exit=False)
-        tracers.add_span_processor(SimpleSpanProcessor(self.exporter))
+        tracers.add_span_processor(EachSpan(SimpleSpanProcessor(self.exporter)))
         self.folded = FoldedSet()
         instruments = Instruments(meters.get_meter("test"), folded=self.folded)
         self.collector = MetricsCollector(instruments, window)

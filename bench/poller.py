@@ -1,0 +1,63 @@
+"""Reads a server's metrics again and again from a process of its own, and times each answer.
+
+``python -m bench.poller PORT PAUSE PATH...`` reads each path, pauses, and prints one JSON object
+of lists of seconds by path when its standard input closes.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import select
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["SCRAPES", "polling"]
+
+SCRAPES = ("/metrics", "/v1/metrics")
+
+
+@contextmanager
+def polling(port: int, pause: float) -> Iterator[dict[str, list[float]]]:
+    """Poll while the context lasts; the dictionary has the seconds by path after it."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench.poller", str(port), str(pause), *SCRAPES],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    )
+    found: dict[str, list[float]] = {}
+    try:
+        yield found
+    finally:
+        answer, _ = process.communicate(timeout=60)
+        found.update(json.loads(answer))
+
+
+def main() -> None:
+    """Poll until nobody listens any more."""
+    port, pause, paths = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]
+    seconds: dict[str, list[float]] = {path: [] for path in paths}
+    # Kept open, as Prometheus does.
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    while not select.select([sys.stdin], [], [], pause)[0]:
+        for path in paths:
+            begin = time.monotonic()
+            connection.request("GET", path)
+            response = connection.getresponse()
+            response.read()
+            seconds[path].append(time.monotonic() - begin)
+            assert response.status == http.HTTPStatus.OK, response.status
+    print(json.dumps(seconds))
+
+
+if __name__ == "__main__":
+    main()

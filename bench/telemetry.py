@@ -1,0 +1,111 @@
+"""What telemetry costs a loaded server: everything on against everything off, and the polls."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from statistics import median, quantiles
+from typing import TYPE_CHECKING
+
+from .load import Load, run_load
+from .poller import polling
+from .receiver import receiver
+from .scenarios import OURS, Row, Setting, outcomes_as_json
+from .servers import pharos_command, running
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .load import Outcome
+    from .servers import ServerProcess
+
+__all__ = ["TELEMETRY"]
+
+_STREAMS, _TOKENS = 32, 400
+_OFF = {"OTEL_SDK_DISABLED": "true"}
+_ON = {"OTEL_TRACES_SAMPLER": "always_on", "OTEL_METRIC_EXPORT_INTERVAL": "5000"}
+_POLLS = 500
+"""Of each path at least, for a 99th percentile."""
+_LONGEST_ROUNDS = 60
+
+
+def telemetry_32(setting: Setting) -> list[Row]:
+    """32 streams with all traces, OTLP, a scrape and a poll each second, against none of it."""
+    on: list[Outcome] = []
+    off: list[Outcome] = []
+    with ExitStack() as stack:
+        endpoint = stack.enter_context(receiver())
+        observed = stack.enter_context(
+            running(
+                *(pharos_command, setting.tiny, OURS),
+                *("--log-level", "info", "--otlp-endpoint", endpoint),
+                variables=_ON,
+            )
+        )
+        silent = stack.enter_context(
+            running(*(pharos_command, setting.tiny, OURS, "--log-level", "error"), variables=_OFF)
+        )
+        for number in range(setting.repeats + 1):
+            # In turn first and second, so that a machine that slows down favours neither.
+            pair: list[Callable[[], None]] = [
+                lambda number=number: on.append(_observed(observed, number)),  # type: ignore[misc]
+                lambda number=number: off.append(_load(silent, number)),  # type: ignore[misc]
+            ]
+            for run in pair if number % 2 else pair[::-1]:
+                run()
+    on, off = on[1:], off[1:]  # the first round warms up
+    return [
+        Row(
+            "telemetry, 32 streams",
+            "output tokens/s, all on",
+            [outcome.rate for outcome in on],
+            "all off",
+            [outcome.rate for outcome in off],
+            ">= 0.97",
+            raw={"on": outcomes_as_json(on), "off": outcomes_as_json(off)},
+        )
+    ]
+
+
+def _load(server: ServerProcess, number: int) -> Outcome:
+    return run_load(Load(server.port, server.model, _STREAMS, _TOKENS, f"telemetry.{number}"))
+
+
+def _observed(server: ServerProcess, number: int) -> Outcome:
+    with polling(server.port, 1.0):
+        return _load(server, number)
+
+
+def polls(setting: Setting) -> list[Row]:
+    """How long ``/metrics`` and ``/v1/metrics`` take while 32 streams run."""
+    seconds: dict[str, list[float]] = {}
+    with ExitStack() as stack:
+        endpoint = stack.enter_context(receiver())
+        server = stack.enter_context(
+            running(pharos_command, setting.tiny, OURS, "--otlp-endpoint", endpoint, variables=_ON)
+        )
+        _load(server, 0)
+        for number in range(1, _LONGEST_ROUNDS):
+            with polling(server.port, 0.05) as found:
+                _load(server, number)
+            for path, taken in found.items():
+                # The last one may fall behind the load.
+                seconds.setdefault(path, []).extend(taken[:-1])
+            if min(map(len, seconds.values())) >= _POLLS:
+                break
+    rows = []
+    for path, bound in (("/v1/metrics", "<= 5"), ("/metrics", "<= 25")):
+        taken = [1e3 * each for each in seconds[path]]
+        rows += [
+            Row("polls, 32 streams", f"{path} p99, ms", [quantiles(taken, n=100)[98]], "", [], bound),
+            Row(
+                "polls, 32 streams", f"{path} median, ms", [median(taken)], "", [], "",
+                raw={"milliseconds": taken},
+            ),
+        ]  # fmt: skip
+    return rows
+
+
+TELEMETRY: dict[str, Callable[[Setting], list[Row]]] = {
+    "telemetry-32": telemetry_32,
+    "polls": polls,
+}

@@ -1,0 +1,212 @@
+"""The spans of a finished request, handed on as one and told apart by whoever sends them.
+
+Beginning and ending four spans one by one, for the sampler's answer that is
+their parent's and for guards that nothing here needs, would take half of what a
+request's telemetry may cost, in the thread that answers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor
+from opentelemetry.trace import SpanContext, Status, StatusCode
+
+from . import attributes as a
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from opentelemetry.context import Context
+    from opentelemetry.sdk.trace import Span
+    from opentelemetry.sdk.trace.id_generator import IdGenerator
+    from opentelemetry.util.types import AttributeValue
+
+    from .record import EngineReport, GenerationRecord, RequestRecord
+
+__all__ = ["EachSpan", "RequestSpan", "spans_of"]
+
+_UNSET = Status()
+_FAILED = Status(StatusCode.ERROR)
+
+
+class RequestSpan(ReadableSpan):
+    """The span of an HTTP request, which knows those within it."""
+
+    def __init__(
+        self,
+        begun: ReadableSpan,
+        record: RequestRecord,
+        ns: Callable[[float], int],
+        ids: IdGenerator,
+    ) -> None:
+        """End a span.
+
+        Args:
+            begun: What the tracer made of it; stays as it is.
+            record: All that is known of the request.
+            ns: Turns a time of the record into ns since 1970.
+            ids: For the spans within.
+        """
+        super().__init__(
+            f"{record.method} {record.route}" if record.route else begun.name,
+            context=begun.context,
+            parent=begun.parent,
+            resource=begun.resource,
+            events=begun.events,
+            links=begun.links,
+            kind=begun.kind,
+            instrumentation_scope=begun.instrumentation_scope,
+            status=_FAILED if record.failed else begun.status,
+            start_time=begun.start_time,
+            end_time=ns(record.ended_at),
+        )
+        del self._attributes
+        self._begun_with = begun.attributes or {}
+        self._record = record
+        self._ns = ns
+        self._ids = ids
+        self._phases = _phases(record.generation.engine) if record.generation else []
+
+    @property
+    def size(self) -> int:
+        """How many spans it is, with those within."""
+        return 1 if self._record.generation is None else 2 + len(self._phases)
+
+    def inside(self) -> list[ReadableSpan]:
+        """Make the spans within: that of the generation, and those of its phases."""
+        record, generation = self._record, self._record.generation
+        if generation is None:
+            return []
+        whole = self._within(
+            f"{generation.operation} {generation.model}",
+            self.context,
+            (record.started_at, record.ended_at),
+            attributes=_generation_attributes(generation),
+            events=_generation_events(generation.engine, self._ns),
+            status=_FAILED if generation.failed else _UNSET,
+        )
+        phases = [self._within(name, whole.context, times) for name, *times in self._phases]
+        return [whole, *phases]
+
+    def _within(
+        self,
+        name: str,
+        parent: SpanContext,
+        times: tuple[float, float] | list[float],
+        **fields: Any,  # noqa: ANN401 - those of ReadableSpan
+    ) -> ReadableSpan:
+        context = SpanContext(
+            parent.trace_id,
+            self._ids.generate_span_id(),
+            is_remote=False,
+            trace_flags=parent.trace_flags,
+            trace_state=parent.trace_state,
+        )
+        return ReadableSpan(
+            name,
+            context=context,
+            parent=parent,
+            resource=self.resource,
+            instrumentation_scope=self.instrumentation_scope,
+            start_time=self._ns(times[0]),
+            end_time=self._ns(times[1]),
+            **fields,
+        )
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - of the one field
+        """Make the attributes when somebody asks for them: the thread that sends the span."""
+        if name != "_attributes":
+            raise AttributeError(name)
+        self._attributes = {**self._begun_with, **_http_attributes(self._record)}
+        return self._attributes
+
+
+def spans_of(span: ReadableSpan) -> list[ReadableSpan]:
+    """Return a span and those within it."""
+    return [span, *span.inside()] if isinstance(span, RequestSpan) else [span]
+
+
+class EachSpan(SpanProcessor):
+    """Lets a processor that knows nothing of :class:`RequestSpan` see each span."""
+
+    def __init__(self, processor: SpanProcessor) -> None:
+        self._processor = processor
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """Tell of a span that the tracer has begun."""
+        self._processor.on_start(span, parent_context)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Tell of a span and of those within it."""
+        for each in spans_of(span):
+            self._processor.on_end(each)
+
+    def shutdown(self) -> None:
+        """End the processor."""
+        self._processor.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Let it send what waits."""
+        return self._processor.force_flush(timeout_millis)
+
+
+def _phases(engine: EngineReport) -> list[tuple[str, float, float]]:
+    """Return the phases whose two ends the engine has measured."""
+    times = (
+        ("queue", engine.accepted_at, engine.prefill_at or engine.finished_at),
+        ("prefill", engine.prefill_at, engine.first_token_at or engine.finished_at),
+        ("decode", engine.first_token_at, engine.finished_at),
+    )
+    return [(name, begin, end) for name, begin, end in times if 0 < begin <= end]
+
+
+def _generation_events(engine: EngineReport, ns: Callable[[float], int]) -> list[Event]:
+    events = []
+    if engine.prefill_at:
+        cached = {a.GEN_AI_CACHED_TOKENS: engine.cached_tokens}
+        events.append(Event("prompt_cache.lookup", cached, ns(engine.prefill_at)))
+    if engine.first_token_at:
+        events.append(Event("first_token", timestamp=ns(engine.first_token_at)))
+    for each in engine.resumptions:
+        why = {a.RESTART_REASON.name: each.reason}
+        events.append(Event("engine.lost", why, ns(each.lost_at)))
+        events.append(Event("resumed", timestamp=ns(each.resumed_at)))
+    return events
+
+
+def _http_attributes(record: RequestRecord) -> dict[str, AttributeValue]:
+    found: dict[str, AttributeValue] = {
+        a.HTTP_STATUS.name: record.status,
+        "pharos.request.id": record.request_id,
+    }
+    if record.route:
+        found[a.HTTP_ROUTE.name] = record.route
+    if record.error_type:
+        found[a.ERROR_TYPE.name] = record.error_type
+    return found
+
+
+def _generation_attributes(generation: GenerationRecord) -> dict[str, AttributeValue]:
+    engine = generation.engine
+    found: dict[str, AttributeValue] = {
+        a.GEN_AI_OPERATION.name: generation.operation,
+        a.GEN_AI_PROVIDER.name: "mlx",
+        a.GEN_AI_RESPONSE_MODEL.name: generation.model,
+        a.GEN_AI_RESPONSE_FINISH_REASONS: engine.endings or (generation.finish_reason,),
+        a.GEN_AI_INPUT_TOKENS: engine.prompt_tokens,
+        a.GEN_AI_OUTPUT_TOKENS: engine.completion_tokens,
+        a.GEN_AI_CACHED_TOKENS: engine.cached_tokens,
+        a.FINISH_REASON.name: generation.finish_reason,
+    }
+    if generation.request_model:
+        found[a.GEN_AI_REQUEST_MODEL.name] = generation.request_model
+    if generation.max_tokens:
+        found[a.GEN_AI_MAX_TOKENS] = generation.max_tokens
+    if generation.temperature is not None:
+        found[a.GEN_AI_TEMPERATURE] = generation.temperature
+    if generation.top_p is not None:
+        found[a.GEN_AI_TOP_P] = generation.top_p
+    if generation.error_type:
+        found[a.ERROR_TYPE.name] = generation.error_type
+    return found
