@@ -69,6 +69,13 @@ class Collector:
         with self._lock:
             return list(self._received[signal])
 
+    def forget(self) -> None:
+        """Drop what was received."""
+        with self._lock:
+            self.headers.clear()
+            for requests in self._received.values():
+                requests.clear()
+
     def spans(self) -> list[Span]:
         """Return all spans."""
         return [
