@@ -11,9 +11,10 @@ PYTHON  = $(shell for p in python3.13 python3.12 python3.14 python3.11 python3 p
 	&& { command -v $$p; break; }; done)
 PIP    := $(PY) -m pip --disable-pip-version-check --quiet
 ARGS   ?=
+MINUTES ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve doctor test lint format docs bench build lock checkers clean
+.PHONY: help install serve doctor test faults soak lint format docs bench build lock checkers clean
 
 help: ## Say what there is
 	@echo "make TARGET [ARGS=...]"
@@ -47,6 +48,13 @@ doctor: $(VENV)/.runtime ## Say whether this machine can serve, and what to mend
 
 test: $(VENV)/.dev ## Run the tests (ARGS goes to pytest)
 	@$(PY) -m pytest $(ARGS)
+
+faults: $(VENV)/.dev ## Do every fault to a running server, and judge it (ARGS goes to pytest)
+	@$(PY) -m pytest tests/faults -m "battery or not battery" --timeout 180 \
+	-o faulthandler_timeout=200 $(ARGS)
+
+soak: $(VENV)/.dev ## Mixed load with random faults for MINUTES minutes
+	@$(PY) -m bench.soak --minutes $(MINUTES) $(ARGS)
 
 lint: $(VENV)/.dev ## Check style, types and the borders between the rooms
 	@status=0; \

@@ -1,0 +1,123 @@
+"""Faults of the engine: it is killed, it crashes, it hangs, a request kills it."""
+
+from __future__ import annotations
+
+import resource
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from support.asks import Ask
+from support.dangerous_model import KILLS, SEGFAULTS, SLEEPS
+from support.patient import patient
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from support.examination import Examination
+    from support.patient import Patient
+
+_NARROW = ("--max-batch", "4", "--max-queue", "28")
+_DANGEROUS = (*_NARROW, "--trust-remote-code")
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        pytest.param(0, marks=pytest.mark.battery, id="prefill"),
+        pytest.param(60, id="decode"),
+        pytest.param(400, marks=pytest.mark.battery, id="late"),
+    ],
+)
+def test_killed_at_work(
+    tiny_model: Path, examine: Callable[[Patient], Examination], after: int
+) -> None:
+    """SIGKILL in prefill, in decode and near the end, with a queue behind the batch."""
+    with patient(tiny_model, *_NARROW) as server:
+        examination = examine(server)
+        asks = examination.draw(16)
+        with examination.load(asks) as load:
+            load.wait_for_events(after)
+            server.engine.kill()
+        examination.judge(load)
+
+
+@pytest.mark.battery
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS])
+def test_crashed(
+    tiny_model: Path, examine: Callable[[Patient], Examination], number: signal.Signals
+) -> None:
+    """What MLX does to its process where memory or a driver fails it."""
+    with patient(tiny_model, *_NARROW) as server:
+        examination = examine(server)
+        asks = examination.draw(12)
+        with examination.load(asks) as load:
+            load.wait_for_events(80)
+            server.engine.send_signal(number)
+        examination.judge(load)
+        assert number.name == server.health()["engine"]["last_reason"]
+
+
+@pytest.mark.battery
+def test_killed_twice(tiny_model: Path, examine: Callable[[Patient], Examination]) -> None:
+    """The engine that took over is killed too, as soon as it has said something."""
+    with patient(tiny_model, *_NARROW) as server:
+        examination = examine(server)
+        asks = examination.draw(12, tokens=300)
+        with examination.load(asks) as load:
+            load.wait_for_events(60)
+            first = server.engine
+            first.kill()
+            server.wait_for(lambda: server.health()["engine"]["restarts"] == 1, "a restart")
+            server.wait_ready()
+            load.wait_for_events(load.events + 20)
+            server.engine.kill()
+        examination.judge(load)
+        assert 2 == server.total("pharos_engine_restarts_total")
+
+
+@pytest.mark.battery
+def test_stopped(tiny_model: Path, examine: Callable[[Patient], Examination]) -> None:
+    """SIGSTOP: it neither ends nor makes progress, and is taken for dead."""
+    with patient(tiny_model, *_NARROW, "--hang-timeout", "2") as server:
+        examination = examine(server)
+        asks = examination.draw(12)
+        with examination.load(asks) as load:
+            load.wait_for_events(60)
+            server.engine.suspend()
+        examination.judge(load)
+        assert "hang" == server.health()["engine"]["last_reason"]
+
+
+@pytest.mark.battery
+@pytest.mark.parametrize("what", [KILLS, SEGFAULTS, SLEEPS], ids=["kills", "crashes", "hangs"])
+def test_one_request_is_deadly(
+    dangerous_model: Path, examine: Callable[[Patient], Examination], what: str
+) -> None:
+    """One that kills, crashes or stops each engine ends with an error, and takes nobody along."""
+    with patient(dangerous_model, *_DANGEROUS, "--hang-timeout", "2") as server:
+        examination = examine(server)
+        asks = examination.draw(7)
+        message = {"role": "user", "content": f"good morning {what}"}
+        killer = Ask("/v1/chat/completions", {"model": "tiny", "messages": [message]})
+        with examination.load([*asks, killer]) as load:
+            pass
+        examination.judge(load, whole=False)
+        *innocent, guilty = load.replies
+        assert all(reply.whole for reply in innocent)
+        assert (503, "engine_died") == (guilty.status, guilty.error)
+
+
+@pytest.mark.battery
+def test_out_of_memory(tiny_model: Path, examine: Callable[[Patient], Examination]) -> None:
+    """The kernel gives the engine no more memory: whatever MLX does then, the answers are whole."""
+    with patient(tiny_model, *_NARROW) as server:
+        examination = examine(server)
+        asks = examination.draw(12, tokens=900)
+        with examination.load(asks) as load:
+            load.wait_for_events(20)
+            used = server.engine.memory_info().vms
+            server.engine.rlimit(resource.RLIMIT_AS, (used, resource.RLIM_INFINITY))
+        examination.judge(load)

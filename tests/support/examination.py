@@ -1,0 +1,302 @@
+"""How a server is judged after a fault: five questions, the same for every fault.
+
+1. Did each request end once, and was it counted once?
+2. Is every answer that was given whole equal to that of an undisturbed run?
+3. Are threads, files, places and memory back to where they were?
+4. Is nothing secret in an error, the log or the metrics?
+5. Did liveness answer all along, and does readiness tell the truth?
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import psutil
+
+from support.asks import Client, ask_all, draw_asks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from support.asks import Ask, Reply
+    from support.patient import Patient
+
+__all__ = ["Examination", "Load", "Tally"]
+
+_SLOWEST_PROBE = 5.0
+"""Seconds for ``/livez``: the promise is one, on a machine that is not busy with tests as well."""
+_MEMORY_GROWTH = 64 * 1024 * 1024
+_SETTLE_SECONDS = 20.0
+
+
+@dataclass
+class Tally:
+    """The sums over all faults of a run."""
+
+    faults: int = 0
+    survived: int = 0
+    requests: int = 0
+    lost: int = 0
+    doubled: int = 0
+
+
+@dataclass
+class Load:
+    """Requests on their way."""
+
+    clients: list[Client]
+    events: int = 0
+    """Pieces of all streams together so far."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def count(self) -> None:
+        """Take note of a piece."""
+        with self._lock:
+            self.events += 1
+
+    def wait_for_events(self, count: int, timeout: float = 30.0) -> None:
+        """Wait until so many pieces came, so that a fault meets requests at work."""
+        deadline = time.monotonic() + timeout
+        while self.events < count:
+            assert time.monotonic() < deadline, f"only {self.events} events came"
+            time.sleep(0.002)
+
+    @property
+    def replies(self) -> list[Reply]:
+        """What came, in the order of the requests."""
+        return [client.reply for client in self.clients]
+
+
+class Examination:
+    """Puts load on a server while something happens to it, and asks the five questions."""
+
+    def __init__(self, server: Patient, tally: Tally, *, seed: int, mark: str) -> None:
+        self.server = server
+        self.seed = seed
+        self._tally = tally
+        self._mark = mark
+        self._secrets = (server.key, mark)
+        self._undisturbed: dict[int, Reply] = {}
+        self._sent = 0
+        self._known = server.total("pharos_requests_finished_total")
+        self._baseline = (0, 0, 0)
+        self._probes: list[tuple[float, int]] = []
+        """Of ``/livez``: how long each took, and its status; 0 where there was none."""
+
+    def draw(self, count: int, *, tokens: int = 120, known: bool = True) -> list[Ask]:
+        """Return requests of all kinds, fewer than the server has places.
+
+        Args:
+            count: How many.
+            tokens: Of the longest answer.
+            known: Have them answered once without a fault, to know the truth.
+        """
+        asks = draw_asks(count, self.seed, mark=self._mark, tokens=tokens)
+        first = asks if known else asks[:1]
+        for ask, truth in zip(first, self._run([self._client(ask) for ask in first]), strict=True):
+            assert truth.whole, truth
+            self._undisturbed[id(ask)] = truth
+        self.server.wait_idle()
+        self._baseline = self._resources()
+        return asks
+
+    def sent_besides(self, count: int) -> None:
+        """Take note of generation requests that a test sent by other means."""
+        self._sent += count
+
+    def send_raw(self, body: bytes) -> bytes:
+        """Send a body as a chat request; return the beginning of the answer."""
+        headers = "".join(f"{name}: {value}\r\n" for name, value in self.server.headers.items())
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n{headers}"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+            "Connection: close\r\n\r\n"
+        )
+        with socket.create_connection(("127.0.0.1", self.server.port), 20) as connection:
+            connection.sendall(head.encode())
+            with contextlib.suppress(OSError):  # refused before all of it was sent
+                connection.sendall(body)
+            self._sent += 1
+            return connection.recv(65536)
+
+    @contextlib.contextmanager
+    def load(
+        self,
+        asks: Sequence[Ask],
+        *,
+        leave_after: Sequence[int | None] | None = None,
+        probe: bool = True,
+    ) -> Iterator[Load]:
+        """Send all requests at once; at the end of the block, wait for all of their ends.
+
+        Args:
+            asks: What to send.
+            leave_after: Events after which each client leaves; None stays.
+            probe: Whether liveness must answer all along.
+        """
+        load = Load([])
+        leaving = leave_after or [None] * len(asks)
+        load.clients = [
+            self._client(ask, leave_after=leave, load=load)
+            for ask, leave in zip(asks, leaving, strict=True)
+        ]
+        with self._probing() if probe else contextlib.nullcontext():
+            threads = ask_all(load.clients)
+            self._sent += len(threads)
+            yield load
+            for thread in threads:
+                thread.join(60)
+                assert not thread.is_alive(), "a request has no end"
+
+    def judge(self, load: Load, *, whole: bool = True, refusals: bool = False) -> None:
+        """Ask the five questions. The load's requests are over.
+
+        Args:
+            load: What was under way.
+            whole: Whether every request must have got its whole answer.
+            refusals: Whether some may have been turned away, with advice when to come back.
+        """
+        self._tally.faults += 1
+        self._tally.requests += len(load.replies)
+        self._judge_ends(load.replies, whole=whole, refusals=refusals)
+        self.server.wait_ready()
+        self.server.wait_idle()
+        self._judge_counts()
+        self._judge_bounds()
+        self._judge_secrets(load.replies)
+        self._judge_health()
+        self._tally.survived += 1
+
+    def judge_end(self, load: Load, *, whole: bool) -> None:
+        """Ask what can be asked of a server that has ended: the first, second and fourth."""
+        self._tally.faults += 1
+        self._tally.requests += len(load.replies)
+        self._judge_ends(load.replies, whole=whole, refusals=True)
+        for secret in self._secrets:
+            assert secret not in "".join(self.server.log)
+        self._tally.survived += 1
+
+    # -- the five questions ---------------------------------------------------
+
+    def _judge_ends(self, replies: Sequence[Reply], *, whole: bool, refusals: bool) -> None:
+        for reply in replies:
+            if reply.left:
+                continue
+            self._tally.lost += reply.ends == 0
+            self._tally.doubled += max(0, reply.ends - 1)
+            assert reply.ends == 1, reply
+            if reply.whole:
+                self._compare(reply)
+            elif reply.status in {429, 503} and refusals:
+                assert reply.retry_after, reply
+            else:
+                assert not whole, reply
+                assert reply.error, reply
+                self._compare_beginning(reply)
+
+    def _compare(self, reply: Reply) -> None:
+        truth = self._undisturbed.get(id(reply.ask))
+        if truth is not None:
+            assert (truth.texts, truth.finishes) == (reply.texts, reply.finishes)
+
+    def _compare_beginning(self, reply: Reply) -> None:
+        """What came before an error is the beginning of the true answer: nothing is invented."""
+        truth = self._undisturbed.get(id(reply.ask))
+        for choice, text in reply.texts.items():
+            assert truth is None or truth.texts[choice].startswith(text)
+
+    def _judge_counts(self) -> None:
+        counted = self.server.total("pharos_requests_finished_total") - self._known
+        self._tally.lost += max(0, int(self._sent - counted))
+        self._tally.doubled += max(0, int(counted - self._sent))
+        assert self._sent == counted
+
+    def _judge_bounds(self) -> None:
+        deadline = time.monotonic() + _SETTLE_SECONDS
+        while True:
+            files, threads, memory = (
+                now - before for now, before in zip(self._resources(), self._baseline, strict=True)
+            )
+            # A client's connection that is kept alive is a file; the probes have one at most.
+            if files <= 2 and threads <= 1 and memory < _MEMORY_GROWTH:
+                return
+            grown = f"{files} files, {threads} threads, {memory} bytes more than before"
+            assert time.monotonic() < deadline, grown
+            time.sleep(0.1)
+
+    def _judge_secrets(self, replies: Sequence[Reply]) -> None:
+        places = {
+            "errors": b"".join(reply.raw_error for reply in replies).decode(),
+            "log": "".join(self.server.log),
+            "metrics": self.server.get("/metrics")[1].decode(),
+            "legacy metrics": self.server.get("/v1/metrics")[1].decode(),
+            "health": self.server.get("/health")[1].decode(),
+        }
+        for place, text in places.items():
+            for secret in self._secrets:
+                assert secret not in text, f"a secret is in the {place}"
+
+    def _judge_health(self) -> None:
+        assert {200} >= {status for _, status in self._probes}
+        assert max((seconds for seconds, _ in self._probes), default=0.0) < _SLOWEST_PROBE
+        assert "ok" == self.server.health()["status"]
+        # Ready was said, so this must be answered.
+        (reply,) = self._run(
+            [self._client(ask) for ask in draw_asks(1, self.seed, mark=self._mark, tokens=8)]
+        )
+        assert reply.whole, reply
+        self._probes.clear()
+
+    # -------------------------------------------------------------------------
+
+    def _client(
+        self, ask: Ask, *, leave_after: int | None = None, load: Load | None = None
+    ) -> Client:
+        return Client(
+            self.server.port,
+            ask,
+            headers=self.server.headers,
+            leave_after=leave_after,
+            on_text=load.count if load else lambda: None,
+        )
+
+    def _run(self, clients: Sequence[Client]) -> list[Reply]:
+        for thread in ask_all(clients):
+            thread.join(60)
+        self._sent += len(clients)
+        return [client.reply for client in clients]
+
+    def _resources(self) -> tuple[int, int, int]:
+        """Return the server's files, threads and resident bytes."""
+        process = psutil.Process(self.server.pid)
+        with process.oneshot():
+            return process.num_fds(), process.num_threads(), process.memory_info().rss
+
+    @contextlib.contextmanager
+    def _probing(self) -> Iterator[None]:
+        """Ask for liveness again and again while the block runs."""
+        over = threading.Event()
+
+        def probe() -> None:
+            while True:
+                begin = time.monotonic()
+                try:
+                    status, _ = self.server.get("/livez", timeout=_SLOWEST_PROBE)
+                except OSError:
+                    status = 0
+                self._probes.append((time.monotonic() - begin, status))
+                if over.wait(0.05):
+                    return
+
+        thread = threading.Thread(target=probe, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join(_SLOWEST_PROBE * 2)

@@ -1,0 +1,198 @@
+"""A served process that faults are done to: ``pharos serve``, its engine, its log, its figures."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+__all__ = ["Patient", "patient"]
+
+_READY_SECONDS = 30.0
+_LOG_LINES = 20_000
+
+
+class Patient:
+    """A running server that stands a lot. Its figures are read as a client reads them."""
+
+    def __init__(self, process: subprocess.Popen[str], log: deque[str], key: str) -> None:
+        self._process = process
+        self.log = log
+        self.key = key
+        self.port = 0
+
+    @property
+    def pid(self) -> int:
+        """The server's process."""
+        return self._process.pid
+
+    @property
+    def engine(self) -> psutil.Process:
+        """The engine's process, as it is now."""
+        return next(
+            child
+            for child in psutil.Process(self.pid).children()
+            if "mlx_pharos.engine.worker" in " ".join(_command(child))
+        )
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What a client has to send."""
+        return {"Authorization": f"Bearer {self.key}"}
+
+    def get(self, path: str, timeout: float = 10.0) -> tuple[int, bytes]:
+        """GET a path; return status and body."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        try:
+            connection.request("GET", path, headers=self.headers)
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
+
+    def health(self) -> dict[str, Any]:
+        """Return the health report."""
+        report: dict[str, Any] = json.loads(self.get("/health")[1])
+        return report
+
+    def figures(self) -> dict[str, float]:
+        """Return the samples of a scrape by their names, with the labels as they are written."""
+        samples = {}
+        for line in self.get("/metrics")[1].decode().splitlines():
+            if not line.startswith("#"):
+                name, _, value = line.rpartition(" ")
+                samples[name] = float(value)
+        return samples
+
+    def total(self, name: str) -> float:
+        """Return the sum of a metric over its labels."""
+        return sum(
+            value
+            for sample, value in self.figures().items()
+            if sample == name or sample.startswith(name + "{")
+        )
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Signal the server."""
+        self._process.send_signal(number)
+
+    def wait(self, timeout: float) -> int:
+        """Wait for the server's end; return its exit code."""
+        return self._process.wait(timeout)
+
+    def wait_for(self, condition: Callable[[], bool], what: str, timeout: float = 30.0) -> None:
+        """Wait for something to become true; say what did not."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            assert time.monotonic() < deadline, f"{what}: not within {timeout:g} s"
+            time.sleep(0.02)
+
+    def wait_ready(self) -> None:
+        """Wait until the server says that it is ready."""
+        self.wait_for(lambda: self.get("/readyz")[0] == 200, "ready again", _READY_SECONDS)
+
+    def wait_idle(self) -> None:
+        """Wait until no request is anywhere in the server or its engine."""
+
+        def idle() -> bool:
+            report = self.health()
+            figures = self.figures()
+            # The scrape itself is a request that is active.
+            active = sum(v for k, v in figures.items() if k.startswith("http_server_active"))
+            return report["running"] == report["waiting"] == 0 and active <= 1
+
+        self.wait_for(idle, "idle")
+
+
+@contextlib.contextmanager
+def patient(
+    model: Path,
+    *flags: str,
+    variables: Mapping[str, str] | None = None,
+    prepare: Callable[[], None] | None = None,
+) -> Iterator[Patient]:
+    """Serve a model until the block ends, however the server is by then.
+
+    Args:
+        model: A directory.
+        flags: Of ``pharos serve``.
+        variables: More environment.
+        prepare: Called in the new process before it runs, to set limits.
+    """
+    key = "sk-planted-" + os.urandom(8).hex()
+    environment = {
+        name: text
+        for name, text in os.environ.items()
+        if not name.startswith(("PHAROS_", "OTEL_")) and name != "METRICS_API_KEY"
+    }
+    environment |= {"PHAROS_API_KEY": key, "PHAROS_METRICS_API_KEY": key, **(variables or {})}
+    command = [sys.executable, "-m", "mlx_pharos", "serve", "--model", str(model), "--port", "0"]
+    process = subprocess.Popen(
+        [*command, "--served-model-name", "tiny", "--log-format", "json", *flags],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=prepare,  # noqa: PLW1509 - no other thread holds a lock that it needs
+    )
+    log: deque[str] = deque(maxlen=_LOG_LINES)
+    assert process.stderr is not None
+    reader = threading.Thread(target=log.extend, args=(process.stderr,), daemon=True)
+    reader.start()
+    server = Patient(process, log, key)
+    try:
+        _wait_for_address(server, process)
+        server.wait_ready()
+        yield server
+    finally:
+        _end(process)
+        reader.join(5)
+        process.stderr.close()
+
+
+def _wait_for_address(server: Patient, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + _READY_SECONDS
+    while not server.port:
+        assert process.poll() is None, list(server.log)[-20:]
+        assert time.monotonic() < deadline
+        for line in [*server.log]:
+            if found := re.search(r"http://127\.0\.0\.1:(\d+)", line):
+                server.port = int(found[1])
+        time.sleep(0.02)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End the server, and its engine with it."""
+    family: list[psutil.Process] = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    try:
+        process.wait(15)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for child in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return []
