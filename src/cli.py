@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from .engine.protocol import EngineOptions
     from .resilience.api_keys import ApiKey
+    from .resilience.retry import RetryReport
     from .server.options import ServerOptions
     from .settings import Settings
 
@@ -92,8 +93,9 @@ def _serve(arguments: Sequence[str]) -> int:
 
     # It takes most of a second to import its libraries, whatever the settings say.
     process = EngineProcess()
+    retries: list[RetryReport] = []
     try:
-        prepared = _prepared(arguments)
+        prepared = _prepared(arguments, retries)
     except BaseException:
         process.discard()
         raise
@@ -124,6 +126,7 @@ def _serve(arguments: Sequence[str]) -> int:
             engine,
             say_in_log=not plain,
             notify=SdNotify.of(os.environ),
+            retries=retries,
         )
     except ConfigurationError as error:  # what held a moment ago holds no more
         _say(error.report())
@@ -132,7 +135,7 @@ def _serve(arguments: Sequence[str]) -> int:
         engine.close()
 
 
-def _prepared(arguments: Sequence[str]) -> tuple[Settings, str] | int:
+def _prepared(arguments: Sequence[str], retries: list[RetryReport]) -> tuple[Settings, str] | int:
     """Return settings that hold and the model's directory, or the exit code: why was said."""
     from .config import ConfigurationError, ConfigValidator, configure
 
@@ -143,7 +146,7 @@ def _prepared(arguments: Sequence[str]) -> tuple[Settings, str] | int:
         return EXIT_USAGE
     for each in ConfigValidator(settings).warnings():
         _say(f"pharos: warning: {each.subject}: {each.text}.")
-    directory = _fetched(settings)
+    directory = _fetched(settings, retries)
     return EXIT_FAILED if directory is None else (settings, directory)
 
 
@@ -204,11 +207,11 @@ def _server_options(settings: Settings) -> ServerOptions:
     )
 
 
-def _fetched(settings: Settings) -> str | None:
+def _fetched(settings: Settings, retries: list[RetryReport]) -> str | None:
     """Return the directory of the model, fetched first where it is not on this machine.
 
     Fetching may import MLX, so it happens in a process of its own, which a
-    signal to this one ends too.
+    signal to this one ends too. What it had to try again goes to ``retries``.
     """
     import signal
 
@@ -219,7 +222,9 @@ def _fetched(settings: Settings) -> str | None:
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
     try:
-        directory = ensure_local(settings.model, Store(settings.cache_dir), report=_say)
+        directory = ensure_local(
+            settings.model, Store(settings.cache_dir), report=_say, retried=retries.append
+        )
         # A directory was looked at before; what the Hub sent is looked at here.
         inspect_directory(directory, code=settings.code_policy)
         return str(directory)
@@ -293,14 +298,18 @@ def _pull(arguments: Sequence[str]) -> int:
 
 
 def _pull_here(settings: Settings) -> int:
+    from .engine.models.attempts import AttemptLog
     from .engine.models.pull import pull
     from .engine.models.source import classify
     from .engine.models.store import Store
+    from .resilience.error_handler import ErrorHandler
     from .resilience.errors import ModelError
+    from .resilience.retry import Retry
 
     try:
         source = classify(settings.model)
-        store = Store(settings.cache_dir)
+        retry = Retry(listener=AttemptLog(_say))
+        store = Store(settings.cache_dir, ErrorHandler(retry=retry))
         result = pull(source, store, report=_say, progress=sys.stderr.isatty())
     except ModelError as error:
         _say(f"pharos: {error.message}")

@@ -33,14 +33,16 @@ _TRANSIENT = frozenset(
         errno.EBUSY,
         errno.EINTR,
         errno.EIO,
+        errno.EMFILE,
         errno.ENETDOWN,
         errno.ENETUNREACH,
+        errno.ENFILE,
         errno.ESTALE,
         errno.ETIMEDOUT,
     }
 )
-"""Of a disk: what network file systems report while they reconnect. A missing file, a refused
-permission and a full disk are not among them: they stay."""
+"""What network file systems report while they reconnect, and a system that is out of descriptors.
+A missing file, a refused permission and a full disk are not among them: they stay."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ __all__ = [
     "ReclaimObserver",
     "RestartCounter",
     "ResumeCounter",
+    "RetryAttempt",
     "RetryObserver",
     "restart_reason",
 ]

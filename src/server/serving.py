@@ -13,16 +13,18 @@ from ..engine.client import EngineState
 from .app import create_app, start_telemetry
 from .listener import Listener, ListenError
 from .observation import observe_listener
+from .policy_observation import RetryObserver
 from .sd_notify import SdNotify
 from .shutdown import Shutdown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from _typeshed.wsgi import WSGIApplication
 
     from ..engine.client import EngineClient
     from .options import ServerOptions
+    from .policy_observation import RetryAttempt
 
     _Say = Callable[[str, int], None]
     """Takes a line and how important it is to the log."""
@@ -46,6 +48,7 @@ def serve(
     *,
     say_in_log: bool = False,
     notify: SdNotify | None = None,
+    retries: Iterable[RetryAttempt] = (),
 ) -> int:
     """Serve until a signal; return the process' exit code.
 
@@ -59,6 +62,7 @@ def serve(
         say_in_log: Tell the operator through :mod:`logging`, for a log that programs read;
             else in plain lines on standard error.
         notify: The way to the service manager that started this process, if one did.
+        retries: What had to be tried again before there was telemetry to count it.
     """
     shutdown = Shutdown()
     notify = notify or SdNotify()
@@ -72,6 +76,9 @@ def serve(
             say(f"Pharos cannot start: {error}", logging.ERROR)
             return EXIT_CANNOT_LISTEN
         observe_listener(telemetry.instruments, listener)
+        count_retry = RetryObserver(telemetry.instruments)
+        for each in retries:
+            count_retry(each)
         herald = _Herald(listener, options, engine, say, notify)
         with _signals(listener):
             herald.start()

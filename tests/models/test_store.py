@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import resource
 import subprocess
 import sys
 import threading
@@ -10,10 +13,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mlx_pharos.engine.models.store import Store
+from mlx_pharos.resilience.error_handler import ErrorHandler
 from mlx_pharos.resilience.errors import ModelError
+from mlx_pharos.resilience.retry import Retry
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from mlx_pharos.resilience.retry import RetryReport
 
 
 def _publish(store: Store, text: str) -> None:
@@ -127,3 +134,34 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
 
     with pytest.raises(ModelError, match="PHAROS_CACHE_DIR"), store.lock("entry"):
         pass
+
+
+def test_a_file_that_cannot_be_opened_for_a_moment_is_read_again(tmp_path: Path) -> None:
+    """All descriptors are taken, really; at the first report one is freed, and the model is whole."""
+    store = Store(tmp_path)
+    with store.lock("entry"), store.publishing("entry", {}) as directory:
+        (directory / "weights").write_bytes(b"x" * 1000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+    told: list[RetryReport] = []
+
+    def free_one(report: RetryReport) -> None:
+        told.append(report)
+        if taken:
+            os.close(taken.pop())
+
+    busy = Store(tmp_path, ErrorHandler(retry=Retry(listener=free_one)))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        busy.verify(busy.path("entry"))
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert ["retried", "succeeded"] == [report.outcome for report in told]
+    assert {("file access", "OSError"), ("file access", "")} == {
+        (report.operation, report.cause) for report in told
+    }

@@ -58,6 +58,8 @@ class HubServer(ThreadingHTTPServer):
         """Bytes of a file after which its next download is cut, once."""
         self.stop_at: dict[str, int] = {}
         """Bytes of a file after which its download stands still for ever."""
+        self.failures = 0
+        """How many of the next questions for the repository get 503."""
         self.standing_still = threading.Event()
         self.downloads: list[tuple[str, int]] = []
         """Each download: file, and first byte asked for."""
@@ -99,7 +101,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, *, body: bool) -> None:
         path = unquote(urlsplit(self.path).path)
         repository = self.server.repository
-        if path.startswith(f"/api/models/{repository}/tree/"):
+        if path.startswith("/api/models/") and self.server.failures:
+            self.server.failures -= 1
+            self._json({"error": "Service unavailable"}, status=503)
+        elif path.startswith(f"/api/models/{repository}/tree/"):
             self._json([self.server.entry(name) for name in self.server.files])
         elif path in (f"/api/models/{repository}", f"/api/models/{repository}/revision/main"):
             siblings = [{"rfilename": name} for name in self.server.files]

@@ -18,17 +18,22 @@ from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
 from mlx_lm.utils import _download
 
-from ...resilience.errors import ModelError
+from ...resilience.errors import ModelError, NetworkError
+from ...resilience.retry import transient_file_error
 from . import hub_cache
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from ...resilience.error_handler import ErrorHandler
+
 __all__ = ["pull_hub"]
 
 
-def pull_hub(repository: str, *, report: Callable[[str], None], progress: bool) -> Path:
+def pull_hub(
+    repository: str, *, report: Callable[[str], None], progress: bool, errors: ErrorHandler
+) -> Path:
     """Download a repository's model files, or what is missing of them, and verify all.
 
     A damaged file is named, deleted and fetched once more. The caller holds the
@@ -38,6 +43,7 @@ def pull_hub(repository: str, *, report: Callable[[str], None], progress: bool) 
         repository: ``organisation/name``.
         report: Gets a line for each step.
         progress: Whether to draw a progress bar on standard error.
+        errors: Tries again what the network may have cut.
 
     Returns:
         The snapshot's directory.
@@ -50,14 +56,16 @@ def pull_hub(repository: str, *, report: Callable[[str], None], progress: bool) 
         disable_progress_bars()
     hub_cache.remove_leftovers(repository)
     report(f"Fetching {repository} from the hub.")
-    directory = _fetch(repository)
-    damaged = hub_cache.damaged_files(directory)
+    directory = _fetch(repository, errors)
+    damaged = _damaged(directory, errors)
     if damaged:
-        directory = _fetch_again(repository, damaged, report)
+        directory = _fetch_again(repository, damaged, report, errors)
     return _checked(repository, directory)
 
 
-def _fetch_again(repository: str, damaged: list[Path], report: Callable[[str], None]) -> Path:
+def _fetch_again(
+    repository: str, damaged: list[Path], report: Callable[[str], None], errors: ErrorHandler
+) -> Path:
     """Delete damaged files and fetch them; once, as a hub that sends them damaged goes on so."""
     names = ", ".join(path.name for path in damaged)
     if _is_offline():
@@ -68,8 +76,8 @@ def _fetch_again(repository: str, damaged: list[Path], report: Callable[[str], N
     report(f"Damaged, its hash is wrong: {names}. Fetching it again.")
     for path in damaged:
         hub_cache.forget(path)
-    directory = _fetch(repository)
-    damaged = hub_cache.damaged_files(directory)
+    directory = _fetch(repository, errors)
+    damaged = _damaged(directory, errors)
     if damaged:
         raise ModelError(
             f"{damaged[0].name} of {repository} is damaged even after it was fetched again: the "
@@ -78,35 +86,76 @@ def _fetch_again(repository: str, damaged: list[Path], report: Callable[[str], N
     return directory
 
 
-def _fetch(repository: str) -> Path:
+def _damaged(directory: Path, errors: ErrorHandler) -> list[Path]:
+    return errors.retry_with_backoff(
+        lambda: hub_cache.damaged_files(directory),
+        operation="file access",
+        on=transient_file_error,
+    )
+
+
+def _fetch(repository: str, errors: ErrorHandler) -> Path:
+    """Download with retries; what is raised in the end says what to do."""
     try:
-        return _download(repository)
-    except hub_errors.GatedRepoError as error:
-        raise ModelError(
-            f"{repository} is gated: ask for access on its page, then set HF_TOKEN."
-        ) from error
-    except hub_errors.RepositoryNotFoundError as error:
-        raise ModelError(
-            f"The hub has no repository {repository}, or it is private and HF_TOKEN is not set."
-        ) from error
-    except hub_errors.LocalEntryNotFoundError as error:
-        advice = "HF_HUB_OFFLINE is set." if _is_offline() else "Check the network, then try again."
-        raise ModelError(
-            f"{repository} is not complete on this machine, and the hub cannot be reached. {advice}"
-        ) from error
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ModelError(
-                f"The disk of {hub_cache.cache_directory()} is full: make room, or choose another "
-                "place with HF_HUB_CACHE."
-            ) from error
-        raise ModelError(_INTERRUPTED.format(repository)) from error
-    except Exception as error:  # the hub's library raises its HTTP client's own errors too
-        if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "httpcore"):
+        return errors.retry_with_backoff(
+            lambda: _download(repository), operation="download", on=_may_pass
+        )
+    except NetworkError as error:
+        cause = error.__cause__
+        assert isinstance(cause, Exception)  # the last attempt's
+        raise _explained(repository, cause) from cause
+    except Exception as error:
+        told = _explained(repository, error)
+        if told is error:
             raise
-        raise ModelError(_INTERRUPTED.format(repository)) from error
+        raise told from error
 
 
+def _may_pass(error: Exception) -> bool:
+    """Whether the same download may work in a moment."""
+    if isinstance(error, hub_errors.LocalEntryNotFoundError):
+        return not _is_offline()
+    if isinstance(error, hub_errors.HfHubHTTPError):
+        response = getattr(error, "response", None)
+        status = getattr(response, "status_code", 0)
+        return status == _TOO_MANY_REQUESTS or status >= _SERVER_ERROR
+    return (
+        _is_of_http_client(error)
+        or isinstance(error, ConnectionError | TimeoutError)
+        or transient_file_error(error)
+    )
+
+
+def _is_of_http_client(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore")
+
+
+def _explained(repository: str, failure: Exception) -> Exception:
+    """Return the error for the operator; one that is not foreseen comes back as it is."""
+    if isinstance(failure, hub_errors.GatedRepoError):
+        return ModelError(f"{repository} is gated: ask for access on its page, then set HF_TOKEN.")
+    if isinstance(failure, hub_errors.RepositoryNotFoundError):
+        return ModelError(
+            f"The hub has no repository {repository}, or it is private and HF_TOKEN is not set."
+        )
+    if isinstance(failure, hub_errors.LocalEntryNotFoundError):
+        advice = "HF_HUB_OFFLINE is set." if _is_offline() else "Check the network, then try again."
+        return NetworkError(
+            f"{repository} is not complete on this machine, and the hub cannot be reached. {advice}"
+        )
+    if isinstance(failure, OSError) and failure.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ModelError(
+            f"The disk of {hub_cache.cache_directory()} is full: make room, or choose another "
+            "place with HF_HUB_CACHE."
+        )
+    # The hub's library raises its HTTP client's own errors too.
+    if isinstance(failure, OSError) or _is_of_http_client(failure):
+        return NetworkError(_INTERRUPTED.format(repository))
+    return failure
+
+
+_TOO_MANY_REQUESTS = 429
+_SERVER_ERROR = 500
 _INTERRUPTED = (
     "The download of {} was interrupted. Pull it again: finished files are not fetched twice."
 )

