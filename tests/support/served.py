@@ -29,7 +29,7 @@ class Served(NamedTuple):
 
 @contextmanager
 def serve_model(
-    model: Path, *flags: str, variables: Mapping[str, str] | None = None
+    model: Path | str, *flags: str, variables: Mapping[str, str] | None = None
 ) -> Iterator[Served]:
     """Serve a model on a free port until the block ends; it must then end with 0.
 
