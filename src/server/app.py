@@ -1,8 +1,9 @@
 """The Flask application: every route, and every error in OpenAI's shape.
 
-The order in which a request is judged: is there a route, does the key fit,
-can the body be read, is the model served, does the engine take it. Whatever goes wrong, the client gets JSON that says what and what to
-do; the text of an unexpected exception stays in the log.
+The order in which a request is judged: host, origin, key and route, the rate of
+its client, can the body be read, is the model served, does the engine take it.
+Whatever goes wrong, the client gets JSON that says what and what to do; the text
+of an unexpected exception stays in the log.
 """
 
 from __future__ import annotations
@@ -22,17 +23,18 @@ from ..resilience.errors import (
     PharosError,
     RouteNotFoundError,
 )
+from ..resilience.rates import Rates
 from ..telemetry.collector import MetricsCollector, make_window
 from ..telemetry.http import TelemetryMiddleware, exchange_of
 from ..telemetry.recorder import Recorder
 from ..telemetry.spans import SpanWriter
 from ..telemetry.telemetry import Telemetry, TelemetryOptions
-from .auth import check_api_key
 from .cache_observation import CacheHealthFolder
+from .gate import add_gate
 from .generate import GenerateRoute
 from .json_body import shown
 from .json_text import error_json
-from .metrics import METRICS_PATHS, add_metrics_routes
+from .metrics import add_metrics_routes
 from .observation import StepFolder, observe_engine, resident_memory
 from .policy_observation import RestartCounter, ResumeCounter
 from .reports import add_report_routes
@@ -73,13 +75,9 @@ def create_app(
     shutdown = shutdown or Shutdown()
     _add_errors(app)
     _add_request_id(app)
-
-    @app.before_request
-    def check_key() -> None:
-        if request.path.startswith("/v1/") and request.path not in METRICS_PATHS:
-            g.tenant = check_api_key(request.headers.get("Authorization", ""), options.api_keys)
-
-    generate = GenerateRoute(options, engine, shutdown)
+    rates = Rates(requests=options.requests_per_minute, tokens=options.tokens_per_minute)
+    add_gate(app, options, rates)
+    generate = GenerateRoute(options, engine, shutdown, rates)
     app.add_url_rule("/v1/chat/completions", "chat_completions", generate.chat, methods=["POST"])
     app.add_url_rule("/v1/completions", "completions", generate.completion, methods=["POST"])
     add_report_routes(app, options, engine, shutdown, started_at=int(time.time()))

@@ -29,6 +29,8 @@ from ..resilience.errors import (
     InvalidRequestError,
     PharosError,
 )
+from .gate import cors_headers
+from .hosts import Origins
 from .json_text import error_json
 from .parser import Parser, Refusal
 from .request_id import choose_request_id
@@ -69,6 +71,9 @@ class JsonErrorTask(ErrorTask):
             ("Content-Type", "application/json"),
             ("X-Request-Id", choose_request_id(request.headers.get("X_REQUEST_ID", ""))),
         ]
+        options: ServerOptions = vars(self.channel.adj)["options"]
+        origins = Origins(options.allowed_origins)
+        self.response_headers += cors_headers(request.headers.get("ORIGIN"), origins).items()
         if status == 401:  # noqa: PLR2004
             self.response_headers.append(("WWW-Authenticate", "Bearer"))
         self.set_close_on_finish()

@@ -21,11 +21,13 @@ from .envelope import Envelope
 from .families import ChatFamily, CompletionFamily, check_capacity
 from .json_body import read_json_object, shown
 from .patience import TIMEOUT_HEADER, RequestPatience, requested_seconds
+from .rating import settled, take_tokens
 from .run import ClientGoneError, Run, start_run
 from .sse import EventStream
 
 if TYPE_CHECKING:
     from ..engine.client import EngineClient
+    from ..resilience.rates import Rates
     from .call import GenerationCall
     from .families import Family
     from .options import RequestDefaults, ServerOptions
@@ -43,10 +45,13 @@ _STREAM_HEADERS = {
 class GenerateRoute:
     """Answers a generation request of any family. One object, called by many threads."""
 
-    def __init__(self, options: ServerOptions, engine: EngineClient, shutdown: Shutdown) -> None:
+    def __init__(
+        self, options: ServerOptions, engine: EngineClient, shutdown: Shutdown, rates: Rates
+    ) -> None:
         self._options = options
         self._engine = engine
         self._shutdown = shutdown
+        self._rates = rates
 
     def chat(self) -> Response:
         """``POST /v1/chat/completions``."""
@@ -73,13 +78,19 @@ class GenerateRoute:
             raise
 
     def _answer(self, family: Family, draft: GenerationDraft) -> Response:
-        options = self._options
+        options, rates = self._options, self._rates
+        owner: int = g.get("tenant", ANONYMOUS)
+        g.rated = True
+        rates.take_request(owner)
         body = read_json_object(request.environ, max_bytes=options.max_body_bytes)
         call = replace(family.read(body, self._defaults()), tenant=self._tenant())
         check_served(call.model, options)
         _note(draft, call)
         check_capacity(call, options.max_batch + options.max_queue, family.prompt_field)
-        run = self._start(call, family, draft)
+        run = self._run()
+        charged = take_tokens(rates, owner, call, body_bytes=request.content_length or 0)
+        draft.report = settled(run.report, rates, owner, charged)
+        self._start(run, call, family)
         envelope = Envelope(options.model_name)
         if call.stream:
             return self._stream(family, call, run, envelope, draft)
@@ -95,7 +106,8 @@ class GenerateRoute:
         defaults = self._options.defaults
         return defaults if loaded is None else replace(defaults, sampling=loaded.sampling)
 
-    def _start(self, call: GenerationCall, family: Family, draft: GenerationDraft) -> Run:
+    def _run(self) -> Run:
+        """Return a run for this request, with its deadlines; nothing is submitted yet."""
         environ: dict[str, Any] = request.environ
         disconnected = environ.get("waitress.client_disconnected", bool)
         options = self._options
@@ -107,17 +119,17 @@ class GenerateRoute:
             retry_after=self._engine.retry_after,
         )
         patience = RequestPatience(disconnected, self._shutdown.is_out_of_time, deadlines)
-        run = Run(patience, options.poll_seconds)
-        draft.report = run.report
+        return Run(patience, options.poll_seconds)
+
+    def _start(self, run: Run, call: GenerationCall, family: Family) -> None:
         try:
             # A stream that has to wait says so with its headers only when proxies want to hear.
-            begin = options.keep_alive_seconds if call.stream else 0.0
+            begin = self._options.keep_alive_seconds if call.stream else 0.0
             start_run(run, self._engine, call, begin_seconds=begin)
         except RequestError as error:
             if error.param in {"messages", "prompt"}:
                 error.param = family.prompt_field
             raise
-        return run
 
     def _stream(
         self,

@@ -56,6 +56,17 @@ class ServerOptions:
     """0 takes batch + queue + spare, so a refusal and a health check always find one."""
     connection_limit: int = 0
     """Open connections, idle ones included; 0 takes the threads + spare."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names that the header Host may have beside this machine's and the bound one."""
+    allowed_origins: tuple[str, ...] = ()
+    """Origins whose pages may use the server; CORS is off without any."""
+    operations_port: int | None = None
+    """A second listener for probes and metrics; None has none, 0 lets the system choose."""
+    operations_host: str = "127.0.0.1"
+    requests_per_minute: int = 0
+    """Of each key; 0 is without limit."""
+    tokens_per_minute: int = 0
+    """Of each key, prompts and answers together; 0 is without limit."""
     header_seconds: float = 30.0
     """Time a client has to send a request's headers. waitress itself has no such limit."""
     body_seconds: float = 300.0

@@ -13,6 +13,7 @@ from ..engine.client import EngineState
 from .app import create_app, start_telemetry
 from .listener import Listener, ListenError
 from .observation import observe_listener
+from .operations import operations_listener
 from .policy_observation import RetryObserver
 from .sd_notify import SdNotify
 from .shutdown import Shutdown
@@ -72,18 +73,21 @@ def serve(
         try:
             app = create_app(options, engine, telemetry, shutdown)
             listener = _listener(app, options, shutdown, engine, notify)
+            with operations_listener(app, options, shutdown) as second:
+                observe_listener(telemetry.instruments, listener)
+                count_retry = RetryObserver(telemetry.instruments)
+                for each in retries:
+                    count_retry(each)
+                herald = _Herald(listener, options, engine, say, notify)
+                if second is not None:
+                    say(f"Pharos answers operations on {second.url}.", logging.INFO)
+                with _signals(listener):
+                    herald.start()
+                    listener.run()
+                return herald.exit_code
         except ListenError as error:
             say(f"Pharos cannot start: {error}", logging.ERROR)
             return EXIT_CANNOT_LISTEN
-        observe_listener(telemetry.instruments, listener)
-        count_retry = RetryObserver(telemetry.instruments)
-        for each in retries:
-            count_retry(each)
-        herald = _Herald(listener, options, engine, say, notify)
-        with _signals(listener):
-            herald.start()
-            listener.run()
-        return herald.exit_code
     finally:
         engine.close()
         telemetry.shutdown()

@@ -12,6 +12,26 @@ __all__ = ["LimitSettings"]
 class LimitSettings(BaseModel):
     """The group "Limits"."""
 
+    requests_per_minute: int = setting(
+        0,
+        "Requests for answers that each key may send per minute; beyond them 429 and Retry-After. "
+        "Without keys all clients together. 0: without limit.",
+        group="Limits",
+        reason="The queue is bounded and fair between keys already; a rate is a matter of policy.",
+        metavar="N",
+        ge=0,
+        le=10**7,
+    )
+    tokens_per_minute: int = setting(
+        0,
+        "Tokens of prompts and answers that each key may use per minute; beyond them 429 and "
+        "Retry-After. Without keys all clients together. 0: without limit.",
+        group="Limits",
+        reason="As for requests; tokens are what the machine works for.",
+        metavar="TOKENS",
+        ge=0,
+        le=10**9,
+    )
     request_timeout: float = setting(
         3600.0,
         "Seconds for a whole answer; then it ends with the error deadline_exceeded. A client can "

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path  # noqa: TC003 - pydantic reads it
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, SecretStr, field_validator
+from pydantic_settings import NoDecode
 
-from .field import check_secret, expand_home, parse_size, setting
+from .field import check_secret, expand_home, parse_size, setting, split_names
 
 __all__ = ["NetworkSettings"]
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,@?#]+", re.IGNORECASE)
+_HOST = re.compile(r"\.?[a-z0-9_-]+(\.[a-z0-9_-]+)*|[0-9a-f:]+", re.IGNORECASE)
 
 
 class NetworkSettings(BaseModel):
@@ -54,6 +59,41 @@ class NetworkSettings(BaseModel):
         group="Network",
         reason="Whoever reaches the address could use the model; a firewall or a container's "
         "network may see to it that nobody can.",
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_names)] = setting(
+        (),
+        "Names that clients may use for the server, separated by commas, beside localhost, the "
+        "loopback addresses and --host; .example.org stands for all below it, * for all. "
+        "Empty: on a loopback address no others, elsewhere all.",
+        group="Network",
+        reason="A web page can point a name of its own at 127.0.0.1 and have browsers ask there.",
+        metavar="NAME[,NAME]",
+    )
+    allowed_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_names)] = setting(
+        (),
+        "Origins whose web pages may use the server from a browser, such as "
+        "https://chat.example.org, separated by commas; * for all. Empty: the server's own alone.",
+        group="Network",
+        reason="Every page that somebody opens could use the model otherwise.",
+        metavar="ORIGIN[,ORIGIN]",
+    )
+    ops_port: int | None = setting(
+        None,
+        "A second TCP port, for /livez, /readyz, /health, /metrics and /v1/metrics alone, with "
+        "threads of its own. 0: a free one, which the log names. Unset: there is none.",
+        group="Network",
+        reason="Those routes are on the main port too; another one is for networks that differ.",
+        metavar="PORT",
+        ge=0,
+        le=65535,
+    )
+    ops_host: str = setting(
+        "127.0.0.1",
+        "The address of the port for operations.",
+        group="Network",
+        reason="As for the host.",
+        metavar="ADDRESS",
+        min_length=1,
     )
     threads: int = setting(
         0,
@@ -102,6 +142,22 @@ class NetworkSettings(BaseModel):
         ge=0,
         le=86400,
     )
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError("should be origins such as https://chat.example.org, without path")
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name != "*" and not _HOST.fullmatch(name):
+                raise ValueError("should be names such as models.example.org, without port")
+        return value
 
     _check_api_key = field_validator("api_key")(check_secret)
     _expand_keys_file = field_validator("api_keys_file")(expand_home)

@@ -72,7 +72,7 @@ def test_vanishing(tiny_model: Path, examine: Callable[[Patient], Examination], 
 @pytest.mark.battery
 @pytest.mark.parametrize(
     "first",
-    [b"", b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Le"],
+    [b"", b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Le"],
     ids=["idle", "dripping"],
 )
 def test_many_connections(

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from support.client import RunningServer
 
 HALVES = {
-    "headers": f"POST {CHAT} HTTP/1.1\r\nHost: x\r\n".encode(),
-    "body": f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{{".encode(),
+    "headers": f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\n".encode(),
+    "body": f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{{".encode(),
 }
 
 
@@ -81,7 +81,7 @@ def test_a_declared_length_beyond_the_limit_is_refused_at_the_headers(
     size = server.options.max_body_bytes + 1
     with server.connect() as connection:
         connection.sendall(
-            f"POST {CHAT} HTTP/1.1\r\nHost: x\r\n{expect}Content-Length: {size}\r\n\r\n".encode()
+            f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\n{expect}Content-Length: {size}\r\n\r\n".encode()
         )
         assert read_answer(connection)[0].startswith(b"HTTP/1.1 413 ")
 
@@ -91,7 +91,7 @@ def test_a_wrong_key_is_refused_at_the_headers(
 ) -> None:
     """Who has no key cannot hold a connection with a body that never comes."""
     with serving(tiny_model, ready=False, api_keys=(ApiKey.of("main", "right"),)) as server:
-        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n"
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n"
         with server.connect() as connection:
             connection.sendall(
                 f"{head}Authorization: Bearer wrong\r\nX-Request-Id: mine\r\n\r\n".encode()
@@ -109,7 +109,7 @@ def test_a_wrong_key_is_refused_at_the_headers(
 
 
 @pytest.mark.parametrize(
-    "request_", [b"GET /livez HTTP/1.0\r\n\r\n", b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"]
+    "request_", [b"GET /livez HTTP/1.0\r\n\r\n", b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"]
 )
 def test_a_client_that_sends_no_more_is_answered(server: RunningServer, request_: bytes) -> None:
     """Shutting down the sending side after a request loses no quick answer."""

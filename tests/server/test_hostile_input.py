@@ -38,36 +38,45 @@ BODIES = {
 
 HEADS = {
     "no version": (b"GET /livez\r\n\r\n", 200),
-    "lower case method": (b"get /livez HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    "lower case method": (b"get /livez HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
     "no request line": (b":::\r\n\r\n", 400),
     "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
-    "bad header": (b"GET /livez HTTP/1.1\r\nHost: x\r\nno colon\r\n\r\n", 400),
-    "bare CR": (b"GET /livez HTTP/1.1\r\nHost: x\r\nA: b\rc\r\n\r\n", 400),
-    "bad length": (b"POST /livez HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", 400),
+    "bad header": (b"GET /livez HTTP/1.1\r\nHost: localhost\r\nno colon\r\n\r\n", 400),
+    "bare CR": (b"GET /livez HTTP/1.1\r\nHost: localhost\r\nA: b\rc\r\n\r\n", 400),
+    "bad length": (b"POST /livez HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n", 400),
     "long length": (
-        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n",
         400,
     ),
     "two lengths": (
-        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nx",
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nx",
         400,
     ),
-    "bad address": (b"GET http://[::1 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-    "huge header": (b"GET /livez HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 70_000 + b"\r\n\r\n", 400),
+    "bad address": (b"GET http://[::1 HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+    "huge header": (
+        b"GET /livez HTTP/1.1\r\nHost: localhost\r\nA: " + b"a" * 70_000 + b"\r\n\r\n",
+        400,
+    ),
     "length and chunks": (
-        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         400,
     ),
     "chunked twice": (
-        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
         400,
     ),
-    "gzip coding": (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 400),
+    "gzip coding": (
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+        400,
+    ),
     "chunks in 1.0": (b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
     "no host": (b"GET /livez HTTP/1.1\r\n\r\n", 400),
-    "two hosts": (b"GET /livez HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n", 400),
+    "two hosts": (b"GET /livez HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n", 400),
     "no host in 1.0": (b"GET /livez HTTP/1.0\r\n\r\n", 200),
-    "bad chunk": (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n", 400),
+    "bad chunk": (
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
+        400,
+    ),
 }
 
 
@@ -129,7 +138,7 @@ def test_a_100_mb_body_is_a_413_before_it_is_sent(server: RunningServer) -> None
     """The refusal comes at the headers, and the client that goes on sending still sees it."""
     with server.connect() as connection:
         size = 100 * 1024 * 1024
-        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {size}"
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {size}"
         connection.sendall(head.encode() + b"\r\n\r\n")
 
         def flood() -> None:
@@ -156,7 +165,7 @@ def test_a_chunked_body_over_the_limit_is_a_413(server: RunningServer) -> None:
     limit = server.options.max_body_bytes
     with server.connect() as connection:
         connection.sendall(
-            f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             "Transfer-Encoding: chunked\r\n\r\n".encode()
         )
         connection.sendall(f"{limit + 1:x}\r\n".encode() + b" " * (limit + 1) + b"\r\n0\r\n\r\n")
@@ -169,7 +178,7 @@ def test_a_chunked_body_within_the_limit_is_read(server: RunningServer) -> None:
     chunks = b"".join(b"%x\r\n%b\r\n" % (1, body[i : i + 1]) for i in range(len(body)))
     status, answer = raw(
         server,
-        f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         "Transfer-Encoding: chunked\r\n\r\n".encode()
         + chunks
         + b"0\r\n\r\n",
@@ -209,11 +218,14 @@ def test_unknown_routes_are_a_404_in_json(server: RunningServer, path: str) -> N
 
 def test_a_get_that_expects_100_continue_does_not_hang(server: RunningServer) -> None:
     """There is no body to wait for."""
-    assert 200 == raw(server, b"GET /livez HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n\r\n")[0]
+    assert (
+        200
+        == raw(server, b"GET /livez HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n\r\n")[0]
+    )
 
 
 @pytest.mark.parametrize(
-    "part", [b"GET /livez HTT", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx"]
+    "part", [b"GET /livez HTT", b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nx"]
 )
 def test_a_client_that_never_ends_its_request_is_cut(
     tiny_model: Path, serving: Callable[..., Any], part: bytes
@@ -244,7 +256,7 @@ def test_a_client_that_reads_nothing_is_cut(tiny_model: Path, serving: Callable[
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         body = chat_body(max_tokens=8000, n=8, stream=True, logprobs=True, top_logprobs=20)
         data = json.dumps(body).encode()
-        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
         wait_until(lambda: server.engine.in_flight == 8)
         server.wait_idle(8)

@@ -1,0 +1,100 @@
+"""Under which names the server may be asked for, and by pages of which origins.
+
+A browser sends what a page asks it to, from inside of the network that the
+page's visitor is in. A page of a hostile site can point its own name at
+127.0.0.1 (DNS rebinding): its requests then carry that name as their Host. Or
+it can post to http://127.0.0.1 right away: its requests carry its Origin.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import TYPE_CHECKING
+
+from ..resilience.errors import HostForbiddenError, OriginForbiddenError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["ALL", "Hosts", "Origins"]
+
+ALL = "*"
+"""Allows every host, or every origin."""
+_PORT = re.compile(r":[0-9]*$")
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+
+
+class Hosts:
+    """The names that a request's Host may have, whatever the port. Immutable.
+
+    Args:
+        bound: The address that the server listens on.
+        allowed: Further names; one that begins with a dot stands for all below it.
+    """
+
+    def __init__(self, bound: str, allowed: Sequence[str]) -> None:
+        # An address that a network reaches has names that are not known here, and asks for a key,
+        # which no page can send.
+        self._everything = ALL in allowed or not (allowed or _is_loopback(bound))
+        self._names = {bound.lower(), *(name.lower() for name in allowed)}
+
+    def check(self, header: str | None) -> None:
+        """Raise :class:`HostForbiddenError` where the header names somebody else."""
+        if header is None or self._everything:
+            return
+        name = _PORT.sub("", header.strip().lower()).strip("[]").removesuffix(".")
+        if name in self._names or _is_loopback(name):
+            return
+        if any(each.startswith(".") and name.endswith(each) for each in self._names):
+            return
+        message = (
+            "The server does not go by the name in the header 'Host'. Use its address, or add the "
+            "name to its setting allowed_hosts."
+        )
+        raise HostForbiddenError(message)
+
+
+class Origins:
+    """The origins whose pages may use the server: its own, and those that were allowed. Immutable."""
+
+    def __init__(self, allowed: Sequence[str]) -> None:
+        self._everything = ALL in allowed
+        self._allowed = frozenset(origin.lower() for origin in allowed)
+
+    def check(self, origin: str | None, host: str | None) -> None:
+        """Raise :class:`OriginForbiddenError` for a page of another origin.
+
+        Args:
+            origin: The header of that name; programs that are no browsers send none.
+            host: The header of that name.
+        """
+        if origin is None or self.allows(origin) or _same_host(origin, host or ""):
+            return
+        message = (
+            "Web pages of this origin may not use the server. Its setting allowed_origins "
+            "can allow them."
+        )
+        raise OriginForbiddenError(message)
+
+    def allows(self, origin: str) -> bool:
+        """Whether pages of another origin may read the answers."""
+        return self._everything or origin.lower() in self._allowed
+
+
+def _same_host(origin: str, host: str) -> bool:
+    """Whether a page came from here. A proxy may have taken TLS off, so the scheme is not asked."""
+    scheme, separator, place = origin.lower().partition("://")
+    if not separator:
+        return False
+    default = _DEFAULT_PORTS.get(scheme, "")
+    return place.removesuffix(default) == host.strip().lower().removesuffix(default)
+
+
+def _is_loopback(name: str) -> bool:
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,134 @@
+"""Browsers: under which names the server may be asked for, and by whose pages."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mlx_pharos.resilience.errors import HostForbiddenError, OriginForbiddenError
+from mlx_pharos.server.hosts import Hosts, Origins
+from support.client import CHAT, chat_body
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from support.client import RunningServer
+
+PAGE = "https://chat.example.org"
+GOOD_HOSTS = [
+    "localhost",
+    "LOCALHOST:8080",
+    "localhost.",
+    "a.localhost",
+    "127.0.0.1:1",
+    "127.9.9.9",
+    "[::1]:80",
+]
+BAD_HOSTS = [
+    "evil.example",
+    "127.0.0.1.evil.example",
+    "localhost.evil.example",
+    "",
+    "0.0.0.0",
+    "a b",
+]
+
+
+@pytest.fixture(scope="module")
+def cors(tiny_model: Path, serving: Callable[..., Any]) -> Iterator[RunningServer]:
+    """A server that lets one origin in, and asks for a key."""
+    from mlx_pharos.resilience.api_keys import ApiKey
+
+    keys = (ApiKey.of("one", "secret"),)
+    with serving(tiny_model, ready=False, allowed_origins=(PAGE,), api_keys=keys) as running:
+        yield running
+
+
+@pytest.mark.parametrize("host", GOOD_HOSTS)
+def test_a_loopback_server_goes_by_the_machines_own_names(host: str) -> None:
+    """Whatever the port and the case."""
+    Hosts("127.0.0.1", ()).check(host)
+
+
+@pytest.mark.parametrize("host", BAD_HOSTS)
+def test_a_name_that_was_pointed_here_is_refused(host: str) -> None:
+    """Also one that only looks like the machine's own."""
+    with pytest.raises(HostForbiddenError):
+        Hosts("127.0.0.1", ()).check(host)
+
+
+def test_further_names_are_allowed_by_name() -> None:
+    """One with a dot in front stands for all below it; an open address has names unknown here."""
+    hosts = Hosts("0.0.0.0", ("models.example.org", ".lan.example"))
+    for good in ("models.example.org:443", "a.lan.example", "localhost", "0.0.0.0"):
+        hosts.check(good)
+    for bad in ("example.org", "lan.example.evil", "xmodels.example.org"):
+        with pytest.raises(HostForbiddenError):
+            hosts.check(bad)
+    Hosts("0.0.0.0", ()).check("anything.example")
+    Hosts("127.0.0.1", ("*",)).check("anything.example")
+
+
+def test_a_page_of_the_server_itself_is_no_stranger() -> None:
+    """A proxy may have taken TLS off; the port counts."""
+    origins = Origins(())
+    origins.check(None, "localhost:8080")
+    origins.check("http://localhost:8080", "localhost:8080")
+    origins.check("https://models.example.org", "models.example.org")
+    for other in ("http://localhost:3000", "null", "", "https://evil.example"):
+        with pytest.raises(OriginForbiddenError):
+            origins.check(other, "localhost:8080")
+
+
+@pytest.mark.parametrize("path", ["/livez", "/v1/models", "/openapi.json", "/metrics", "/nowhere"])
+def test_no_route_answers_to_a_foreign_host(server: RunningServer, path: str) -> None:
+    """The refusal is JSON that says what to set, and comes before anything else is looked at."""
+    answer = server.request("GET", path, headers={"Host": "evil.example"})
+
+    assert (403, "host_forbidden") == (answer.status, answer.error["code"])
+    assert "allowed_hosts" in answer.error["message"]
+
+
+def test_a_foreign_page_generates_nothing(server: RunningServer) -> None:
+    """Even with a body that needs no preflight, and nothing lets the page read the answer."""
+    answer = server.post(CHAT, chat_body(), Origin="https://evil.example")
+
+    assert (403, "origin_forbidden") == (answer.status, answer.error["code"])
+    assert not [name for name in answer.headers if name.startswith("Access-Control")]
+    preflight = server.request(
+        "OPTIONS",
+        CHAT,
+        headers={"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"},
+    )
+    assert 403 == preflight.status
+    assert 200 == server.post(CHAT, chat_body(), Origin=server.listener.url).status
+
+
+def test_an_allowed_page_gets_through_preflight_request_and_errors(cors: RunningServer) -> None:
+    """The preflight has no key; the answers can be read by the page, errors too."""
+    asked = "authorization, content-type, x-stainless-os"
+    preflight = cors.request(
+        "OPTIONS",
+        CHAT,
+        headers={
+            "Origin": PAGE,
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": asked,
+        },
+    )
+    assert (204, PAGE) == (preflight.status, preflight.headers["Access-Control-Allow-Origin"])
+    assert asked == preflight.headers["Access-Control-Allow-Headers"]
+    assert "POST" in preflight.headers["Access-Control-Allow-Methods"]
+    for answer in (
+        cors.request(
+            "GET", "/v1/models", headers={"Origin": PAGE, "Authorization": "Bearer secret"}
+        ),
+        cors.request("GET", "/v1/models", headers={"Origin": PAGE}),
+        cors.post(CHAT, chat_body(), Origin=PAGE),
+    ):
+        assert PAGE == answer.headers["Access-Control-Allow-Origin"]
+        assert "Origin" in answer.headers["Vary"]
+    for unknown in ("https://chat.example.org:8443", "http://chat.example.org"):
+        assert 403 == cors.request("GET", "/livez", headers={"Origin": unknown}).status
