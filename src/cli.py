@@ -105,12 +105,22 @@ def _serve(arguments: Sequence[str]) -> int:
     settings, directory = prepared
 
     from .engine.client import start_engine
+    from .engine.engine_state import Endurance
+    from .resilience.restarts import RestartPolicy
 
     engine = start_engine(
         _engine_options(settings, directory),
         max_batch=settings.max_batch,
         max_queue=settings.max_queue,
         process=process,
+        restarts=RestartPolicy(
+            limit=settings.restart_limit, window_seconds=settings.restart_window
+        ),
+        endurance=Endurance(
+            hang_seconds=settings.hang_timeout,
+            load_seconds=settings.load_timeout,
+            crash_budget=settings.crash_budget,
+        ),
     )
     try:  # from here on the model loads while Flask is imported
         from .server import SdNotify, serve
@@ -193,6 +203,7 @@ def _server_options(settings: Settings) -> ServerOptions:
         ),
         max_body_bytes=settings.max_body_bytes,
         keep_alive_seconds=settings.keep_alive,
+        exit_without_engine=settings.without_engine == "exit",
         max_batch=settings.max_batch,
         max_queue=settings.max_queue,
         threads=settings.threads,

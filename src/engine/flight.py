@@ -54,7 +54,7 @@ class Flight:
     deaths: set[float] = field(default_factory=set)
     """Ends of engines that it is charged with, by their times."""
     suspect: bool = False
-    """Whether it goes on alone next time, because it may be what kills the engine."""
+    """Whether it was in a death and has not yet shown that it was not the cause."""
     lost: tuple[str, float] = ("", 0.0)
     """How and when its last engine ended."""
     accepted_at: float = 0.0

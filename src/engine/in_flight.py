@@ -1,9 +1,9 @@
 """The requests in flight, and which of them an engine may have at a time.
 
-After an engine's death they go on in the next one: all together at first. The
-requests that were in two deaths are suspects: each then goes on alone, until
-it is past the place where the engine ended, while the others that are not yet
-proven wait. A request that kills every engine is found that way, and takes
+After an engine's death they go on in the next one: all together at first. When
+one of them was in two deaths, all that were in any go on one by one: each alone
+until it is past the place where the engine ended, then beside those that have
+passed before. A request that kills every engine is found that way, and takes
 nobody else along when its budget is used up.
 """
 
@@ -39,7 +39,8 @@ class Verdict:
     left: tuple[Flight, ...] = ()
     """Those whose clients have gone."""
     pardoned: frozenset[float] = field(default_factory=frozenset)
-    """Deaths whose cause was found, so that they count against nobody else."""
+    """Times of deaths that happened to one request alone, or whose cause was found, while others
+    wait to go on: the engine may be started again for those."""
 
 
 class InFlight:
@@ -58,7 +59,10 @@ class InFlight:
         self._flights: dict[int, Flight] = {}
         self._held: dict[int, Flight] = {}
         """Those to be sent, in the order of their ids."""
+        self._careful = False
+        """Whether suspects go on one by one."""
         self._trial: Flight | None = None
+        """The suspect that is going on alone."""
         self._open = False
         self._shut = False
 
@@ -163,11 +167,12 @@ class InFlight:
         with self._lock:
             self._open = False
             exposed = [flight for flight in self._flights.values() if flight.exposed]
-            charged = [self._trial] if self._trial in exposed else exposed
+            tried = self._trial is not None and self._trial.exposed
+            charged = [self._trial] if self._trial is not None and tried else exposed
             self._trial = None
             for flight in charged:
                 flight.deaths.add(at)
-                flight.suspect = self._is_suspicious(flight)
+                flight.suspect = True
             for flight in self._flights.values():
                 if flight.stage is not Stage.HELD:
                     flight.lost = (ending, at)
@@ -182,6 +187,12 @@ class InFlight:
                 self._forget(flight)
             self._held = dict(sorted(self._flights.items()))
             pardoned = self._pardon(charged, convicted)
+            if tried and self._flights:
+                pardoned |= {at}
+            enough = min(_SUSPICIOUS_DEATHS, self._crash_budget)
+            self._careful = any(
+                flight.suspect and len(flight.deaths) >= enough for flight in self._held.values()
+            )
             return Verdict(len(self._flights), convicted, left, pardoned)
 
     def shut(self) -> list[Flight]:
@@ -208,21 +219,19 @@ class InFlight:
     def _next(self) -> Flight | None:
         if not self._held or not self._open or self._trial is not None:
             return None
-        suspect = next((flight for flight in self._held.values() if flight.suspect), None)
-        self._trial = suspect
-        return suspect or next(iter(self._held.values()))
-
-    def _is_suspicious(self, flight: Flight) -> bool:
-        return len(flight.deaths) >= min(_SUSPICIOUS_DEATHS, self._crash_budget)
+        if self._careful:
+            self._trial = next((each for each in self._held.values() if each.suspect), None)
+            self._careful = self._trial is not None
+        return self._trial or next(iter(self._held.values()))
 
     def _pardon(self, charged: list[Flight], convicted: tuple[Flight, ...]) -> frozenset[float]:
-        """Charge nobody else with the deaths of one that was alone when it died for the last time."""
+        """Charge nobody else with the deaths of a request that was alone when it died at last."""
         if len(charged) != 1 or not convicted or not self._flights:
             return frozenset()
         (culprit,) = convicted
         for flight in self._flights.values():
             flight.deaths -= culprit.deaths
-            flight.suspect = flight.suspect and self._is_suspicious(flight)
+            flight.suspect = flight.suspect and bool(flight.deaths)
         return frozenset(culprit.deaths)
 
     def _acquit(self, flight: Flight) -> None:

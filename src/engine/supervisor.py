@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,9 @@ __all__ = ["EngineProcess"]
 
 _EXIT_SECONDS = 5.0
 """How long an engine may take to end after its pipe closed before it is killed."""
+_SPAWNER = ThreadPoolExecutor(1, thread_name_prefix="engine-spawner")
+"""Its thread lives as long as this process. Linux can end a child with the thread that made it
+(see the worker's ``_die_with_server``), so that thread must not be one that ends before."""
 
 
 class EngineProcess:
@@ -39,14 +43,7 @@ class EngineProcess:
         """Spawn the process; returns at once. It imports its libraries and waits for :meth:`start`."""
         ours, theirs = socket.socketpair()
         with theirs:
-            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                [sys.executable, "-P", "-m", "mlx_pharos.engine.worker", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
-                env=_environment(),
-                # Ctrl-C goes to all processes of a terminal's group; the server decides for both.
-                start_new_session=True,
-            )
+            self._process = _SPAWNER.submit(_spawn, theirs.fileno()).result()
         self.connection = Connection(ours.detach())
         self._hung = False
 
@@ -119,6 +116,17 @@ class EngineProcess:
                 duplicate.shutdown(socket.SHUT_RDWR)
         except OSError:
             return  # already closed, or the other end is gone
+
+
+def _spawn(pipe: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # noqa: S603 - our own interpreter and module
+        [sys.executable, "-P", "-m", "mlx_pharos.engine.worker", str(pipe)],
+        stdin=subprocess.DEVNULL,
+        pass_fds=(pipe,),
+        env=_environment(),
+        # Ctrl-C goes to all processes of a terminal's group; the server decides for both.
+        start_new_session=True,
+    )
 
 
 def _environment() -> dict[str, str]:

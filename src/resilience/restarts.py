@@ -11,6 +11,10 @@ if TYPE_CHECKING:
 __all__ = ["RestartPolicy"]
 
 
+_PARDONS = 3
+"""Pardons in the window, for each restart in it. A cause takes two or three to be found."""
+
+
 class RestartPolicy:
     """Waits longer after each death, and gives up where they come too fast.
 
@@ -44,13 +48,13 @@ class RestartPolicy:
 
         Args:
             now: Seconds of a monotonic clock.
-            pardoned: Times of deaths, this one too perhaps, whose cause was found and is gone.
-                They are forgotten as often as restarts are allowed: something that dies of
+            pardoned: Times of deaths, this one too perhaps, that are known to have a cause of
+                their own. They are forgotten, but not without end: something that dies of
                 everything would otherwise be started again for each cause.
         """
         self._forget_old(now)
         self._deaths.append(now)
-        if pardoned and len(self._pardons) < self.limit:
+        if pardoned and len(self._pardons) < _PARDONS * self.limit:
             self._pardons.append(now)
             self._deaths = deque(at for at in self._deaths if at not in pardoned)
         deaths = len(self._deaths)

@@ -50,6 +50,9 @@ class ServerOptions:
     """Silence on a stream after which a comment is sent; proxies cut at 30 to 60 s."""
     poll_seconds: float = 0.2
     """How soon a client that left in silence, and the end of the drain, are noticed."""
+    exit_without_engine: bool = True
+    """Whether the server ends, with an exit code that says so, when no engine will come any more
+    after it had one; else it goes on to say that it is not ready."""
     max_batch: int = 32
     max_queue: int = 64
     threads: int = 0

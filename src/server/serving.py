@@ -149,8 +149,9 @@ class _Herald:
         engine.wait_gone()
         if engine.state is EngineState.DOWN:
             self._say(f"Pharos cannot serve: {engine.down_reason}", logging.ERROR)
-            self.exit_code = EXIT_NO_ENGINE
-            self._listener.stop()
+            if engine.loaded is None or self._options.exit_without_engine:
+                self.exit_code = EXIT_NO_ENGINE
+                self._listener.stop()
 
 
 @contextlib.contextmanager

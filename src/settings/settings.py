@@ -14,6 +14,7 @@ from .engine import EngineSettings
 from .limits import LimitSettings
 from .model import STARTER, ModelSettings
 from .network import NetworkSettings
+from .restarts import RestartSettings
 from .telemetry import TelemetrySettings
 from .text import check_text
 
@@ -24,12 +25,18 @@ if TYPE_CHECKING:
 
 __all__ = ["GROUPS", "STARTER", "Settings"]
 
-GROUPS = ("Model", "Network", "Limits", "Engine", "Answers", "Telemetry", "Logs")
+GROUPS = ("Model", "Network", "Limits", "Engine", "Restarts", "Answers", "Telemetry", "Logs")
 """The order of the settings' groups in the help and in the reference."""
 
 
 class Settings(
-    TelemetrySettings, EngineSettings, LimitSettings, NetworkSettings, ModelSettings, BaseSettings
+    TelemetrySettings,
+    RestartSettings,
+    EngineSettings,
+    LimitSettings,
+    NetworkSettings,
+    ModelSettings,
+    BaseSettings,
 ):
     """What the operator decides. Frozen; every value is valid once the object exists.
 

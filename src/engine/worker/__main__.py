@@ -6,6 +6,8 @@ thread becomes the MLX thread. The process ends when the socket closes.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import os
 import select
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from .service import Engine
 
 _EXIT_SECONDS = 2.0
+_PR_SET_PDEATHSIG = 1
 _log = logging.getLogger("mlx_pharos.engine")
 
 
@@ -36,6 +39,7 @@ def main() -> int:
     # The server decides when to end; the engine must outlive a drain.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    _die_with_server()
     connection = Connection(int(sys.argv[1]))
     threading.Thread(target=_watch, args=(connection,), name="lifeline", daemon=True).start()
     _import_libraries()
@@ -58,6 +62,17 @@ def main() -> int:
         return 1
     engine.run()
     return 0
+
+
+def _die_with_server() -> None:
+    """Ask Linux for SIGKILL when the server is gone.
+
+    The closed pipe ends the process too, but a thread has to see that, and code
+    that never lets go of Python's lock would keep it from running.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
 def _watch(connection: Connection) -> None:

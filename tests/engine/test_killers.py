@@ -1,0 +1,185 @@
+"""Requests that kill or stop every engine that works on them, among others that do not."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+
+from mlx_pharos.engine.client import EngineClient, EngineState, start_engine
+from mlx_pharos.engine.engine_state import Endurance
+from mlx_pharos.engine.protocol import PrefillProgress, TextPrompt
+from mlx_pharos.resilience.errors import EngineDiedError
+from mlx_pharos.resilience.restarts import RestartPolicy
+from support.client import wait_until
+from support.dangerous_model import (
+    KILLS,
+    LOCKS_UP,
+    SEGFAULTS,
+    SLEEPS,
+    SLOWS,
+    write_dangerous_model,
+)
+from support.engine import GREEDY, collect, engine_options, generate, wait_until_idle
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_INNOCENTS = 5
+_HANG_SECONDS = 4.0
+
+
+@pytest.fixture(scope="module")
+def dangerous_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model that some characters kill."""
+    return write_dangerous_model(tmp_path_factory.mktemp("models") / "dangerous")
+
+
+@contextlib.contextmanager
+def _running(model: Path, **endurance: Any) -> Iterator[EngineClient]:
+    client = start_engine(
+        engine_options(model, trust_remote_code=True, prefill_step=64),
+        max_batch=8,
+        max_queue=8,
+        restarts=RestartPolicy(first_delay_seconds=0.01, longest_delay_seconds=0.01),
+        endurance=Endurance(**endurance),
+    )
+    assert client.wait_ready(15), client.down_reason
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def engine(dangerous_model: Path) -> Iterator[EngineClient]:
+    """An engine with the default limits of restarts; only its delays are shorter."""
+    with _running(dangerous_model) as client:
+        yield client
+
+
+@pytest.fixture
+def watched(dangerous_model: Path) -> Iterator[EngineClient]:
+    """An engine that is soon taken for hung."""
+    with _running(dangerous_model, hang_seconds=_HANG_SECONDS) as client:
+        yield client
+
+
+class _Stream(threading.Thread):
+    """An innocent request that runs beside a killer."""
+
+    def __init__(self, engine: EngineClient, number: int) -> None:
+        super().__init__()
+        self._generation = engine.submit(TextPrompt(f"innocent {number}"), GREEDY, max_tokens=400)
+        self.text = ""
+        self.start()
+
+    def run(self) -> None:
+        """Collect the whole answer."""
+        self.text = collect(self._generation).text()
+
+
+def _streams(engine: EngineClient) -> list[_Stream]:
+    streams = [_Stream(engine, number) for number in range(_INNOCENTS)]
+    wait_until(lambda: engine.snapshot().running > 0)
+    return streams
+
+
+def _texts(streams: list[_Stream]) -> list[str]:
+    for stream in streams:
+        stream.join(18)
+        assert not stream.is_alive()
+    return [stream.text for stream in streams]
+
+
+def test_a_request_that_kills_every_engine_ends_alone(engine: EngineClient) -> None:
+    """It is in three deaths and gets an error; the others get their whole text; and with the
+    default limits the engine is there for the next request.
+    """
+    expected = _texts(_streams(engine))
+    streams = _streams(engine)
+    with pytest.raises(EngineDiedError, match="3 times"):
+        generate(engine, f"die {SEGFAULTS}")
+    assert expected == _texts(streams)
+    assert (3, "SIGSEGV") == (engine.restarts, engine.last_ending)
+    assert generate(engine, "afterwards", max_tokens=3).finishes
+    wait_until_idle(engine)
+
+
+def test_the_deaths_of_a_lone_request_count_as_restarts(engine: EngineClient) -> None:
+    """Nobody is protected by forgetting them, so a fourth death is the last."""
+    with pytest.raises(EngineDiedError):
+        generate(engine, f"die {KILLS}")
+    assert engine.wait_ready(15), engine.down_reason
+    os.kill(engine.pid, signal.SIGKILL)
+    assert engine.wait_gone(10)
+    assert (EngineState.DOWN, 3) == (engine.state, engine.restarts)
+
+
+@pytest.mark.parametrize("poison", [SLEEPS, LOCKS_UP])
+def test_a_step_that_never_returns_is_a_death(watched: EngineClient, poison: str) -> None:
+    """The engine is killed when it was silent for too long, and the others go on."""
+    stream = _Stream(watched, 0)
+    with watched.submit(TextPrompt(f"stop {poison}"), GREEDY, max_tokens=5):
+        wait_until(lambda: watched.restarts == 1, 15)
+        assert "hang" == watched.last_ending
+    assert _texts([stream])[0]
+
+
+def test_a_stopped_engine_is_a_death(watched: EngineClient) -> None:
+    """SIGSTOP, with nothing to do at first: the first request after it notices, and is served."""
+    os.kill(watched.pid, signal.SIGSTOP)
+    assert generate(watched, "hello?", max_tokens=20).text()
+    assert (1, "hang") == (watched.restarts, watched.last_ending)
+
+
+def test_a_slow_prefill_is_no_hang(watched: EngineClient) -> None:
+    """Much longer than the limit in all, but each chunk is progress."""
+    chunks = 1 + int(1.5 * _HANG_SECONDS / 0.3)
+    answer = generate(watched, TextPrompt(SLOWS * 64 * chunks), max_tokens=1)
+    assert chunks == len(answer.progress)
+    assert all(isinstance(event, PrefillProgress) for event in answer.progress)
+    assert 0 == watched.restarts
+
+
+def test_an_engine_in_an_endless_step_ends_with_its_server(dangerous_model: Path) -> None:
+    """Also when the step never lets go of Python's lock."""
+    server = textwrap.dedent(
+        """
+        import sys
+        from pathlib import Path
+        from mlx_pharos.engine.client import start_engine
+        from mlx_pharos.engine.flight import Stage
+        from mlx_pharos.engine.protocol import TextPrompt
+        from support.client import wait_until
+        from support.engine import GREEDY, engine_options
+
+        options = engine_options(Path(sys.argv[1]), trust_remote_code=True)
+        client = start_engine(options, max_batch=1, max_queue=1)
+        client.wait_ready(15)
+        generation = client.submit(TextPrompt(sys.argv[2]), GREEDY, max_tokens=2)
+        flight = client._in_flight.get(generation.id)
+        wait_until(lambda: flight.stage is Stage.RUNNING)
+        print(client.pid, flush=True)
+        sys.stdin.read()
+        """
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", server, str(dangerous_model), f"x{LOCKS_UP}x"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+    ) as process:
+        assert process.stdout is not None
+        engine = psutil.Process(int(process.stdout.readline()))
+        process.kill()
+        process.wait()
+    engine.wait(5)
