@@ -293,7 +293,7 @@ class GenerationError(PharosError):
 
 
 class EngineDiedError(GenerationError):
-    """The engine process ended while the request ran."""
+    """The engine ended more often than a request may survive, or for good."""
 
     status = 503
     code = "engine_died"
