@@ -131,6 +131,10 @@ def _spawn(pipe: int) -> subprocess.Popen[bytes]:
 
 def _environment() -> dict[str, str]:
     """Return the environment without our settings: keys are not the engine's business."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PHAROS_")}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("PHAROS_") and name != "METRICS_API_KEY"
+    }
     # The advice is to install PyTorch, which nothing here uses.
     return kept | {"TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}

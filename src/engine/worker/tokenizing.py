@@ -76,7 +76,7 @@ class PromptEncoder:
                 raise ModelError(
                     f"The model's chat template does not end within {_TEMPLATE_SECONDS:g} s. "
                     "Correct it, or fetch the model again."
-                ) from error
+                ) from None
 
     def check_bias(self, bias: tuple[tuple[int, float], ...]) -> None:
         """Raise :class:`PromptError` for an id that the model does not have.
