@@ -98,7 +98,7 @@ class KeyFile:
         try:
             folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
-            text = f"its folder cannot be opened: {error.strerror}"
+            text = f"cannot be made: its folder cannot be opened ({error.strerror})"
             raise KeyFileError(self._path, text) from None
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)

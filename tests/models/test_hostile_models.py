@@ -316,6 +316,39 @@ def test_a_hostile_config_is_refused(
         load_model(directory)
 
 
+@pytest.mark.parametrize("end", ["x", [["a"]], 2**70, -1, True, [1.5]])
+def test_an_end_that_is_no_token_is_refused(tmp_path: Path, end: Any) -> None:
+    """The tokens that end an answer are numbers of tokens, whichever file names them."""
+    directory = write_tiny_model(tmp_path, generation={"eos_token_id": end})
+    with pytest.raises(ModelError, match="eos_token_id is no token's number"):
+        load_model(directory)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300, -1, True, "0.5", 2**70])
+def test_a_recommendation_that_no_request_could_ask_for_is_none(tmp_path: Path, value: Any) -> None:
+    """Sampling by not-a-number would be noise for every request that names nothing else."""
+    advice = {"temperature": value, "top_p": value, "top_k": value}
+    defaults = load_model(write_tiny_model(tmp_path, generation=advice)).generation_defaults
+    assert (None, None, None) == (defaults.temperature, defaults.top_p, defaults.top_k)
+
+
+def test_a_context_that_no_machine_could_hold_is_not_believed(tmp_path: Path) -> None:
+    """The window is then the tokenizer's, or a small one."""
+    directory = write_tiny_model(tmp_path)
+    _change(directory / "config.json", max_position_embeddings=2**70)
+    assert load_model(directory).context_length == 8192
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja", "tokenizer.model"])
+def test_a_file_that_would_be_read_whole_has_a_bound(tmp_path: Path, name: str) -> None:
+    """A file of text that would fill the memory is refused by its size."""
+    directory = write_tiny_model(tmp_path)
+    with (directory / name).open("ab") as file:
+        file.truncate(1 << 33)
+    with pytest.raises(ModelError, match=rf"{name} is damaged: it is larger"):
+        inspect_directory(directory)
+
+
 @pytest.mark.parametrize(
     "damage",
     [

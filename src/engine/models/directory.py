@@ -45,6 +45,9 @@ _TOKENIZERS = (
 """What a tokenizer is made of; one of them is enough."""
 _CODE = (".py", ".pyc", ".so")
 _MOST_ENTRIES = 10_000
+_READ_WHOLE = frozenset({".json", ".jinja", ".jsonl", ".model", ".tiktoken", ".txt"})
+_MOST_BYTES = 256 * 1024 * 1024
+"""Of a file that the libraries read into memory as a whole: several times the largest vocabulary."""
 _LAYER_COUNTS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
 
 
@@ -105,9 +108,11 @@ def _cannot_read(error: OSError) -> None:
 def _check_entry(path: Path, inside: list[Path]) -> None:
     if path.is_symlink():
         _check_link(path, inside)
-    kind = path.stat().st_mode
-    if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
         raise ModelError(f"{path} is neither a file nor a folder, so it is no model's.")
+    if path.suffix in _READ_WHOLE and status.st_size > _MOST_BYTES:
+        raise ModelError(f"{path} is damaged: it is larger than any model's. Fetch it again.")
 
 
 def _check_link(path: Path, inside: list[Path]) -> None:

@@ -58,6 +58,9 @@ _DEFAULT_CONTEXT = 4096
 _PLAUSIBLE_CONTEXT = 1 << 30
 """Tokenizers without a limit report 10^30."""
 
+_MOST_TOKENS = 1 << 31
+"""A token's number takes 32 bits."""
+
 _AUTO_SHARE = 0.5
 """With ``auto``, the expanded weights may take this share of the memory that is free: the rest
 is for KV, the prompt cache and the server."""
@@ -194,8 +197,14 @@ def _end_tokens(directory: Path, config: dict[str, Any]) -> int | list[int] | No
     """Return the ids that end an answer: those of ``generation_config.json`` come first."""
     path = directory / "generation_config.json"
     own = read_json(path).get("eos_token_id") if path.is_file() else None
-    ends: int | list[int] | None = own or config.get("eos_token_id")
-    return ends
+    ends = own or config.get("eos_token_id")
+    if ends is not None and not all(map(_is_token, ends if isinstance(ends, list) else [ends])):
+        raise ModelError(f"{directory.name} is damaged: its eos_token_id is no token's number.")
+    return cast("int | list[int] | None", ends)
+
+
+def _is_token(value: object) -> bool:
+    return type(value) is int and 0 <= value < _MOST_TOKENS
 
 
 def _read(
@@ -269,7 +278,7 @@ def _context_length(config: dict[str, Any], tokenizer: TokenizerWrapper, bound: 
     for source in (config, text if isinstance(text, dict) else {}):
         for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
             value = source.get(name)
-            if not own and isinstance(value, int) and value > 0:
+            if not own and type(value) is int and 0 < value < _PLAUSIBLE_CONTEXT:
                 own = value
     if not own:
         limit = getattr(tokenizer, "model_max_length", None)
@@ -284,20 +293,20 @@ def _context_length(config: dict[str, Any], tokenizer: TokenizerWrapper, bound: 
 
 
 def _generation_defaults(directory: Path) -> GenerationDefaults:
-    """Read what the model recommends; a recommendation of the wrong type is none."""
+    """Read what the model recommends; one that no request could ask for is none."""
     path = directory / "generation_config.json"
     content = read_json(path) if path.is_file() else {}
 
-    def number(name: str) -> float | None:
+    def number(name: str, most: float) -> float | None:
         value = content.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        if isinstance(value, bool) or not isinstance(value, int | float):
             return None
-        return float(value)
+        return float(value) if 0 <= value <= most else None  # NaN is in no range
 
-    top_k = number("top_k")
+    top_k = number("top_k", _MOST_TOKENS)
     return GenerationDefaults(
-        temperature=number("temperature"),
-        top_p=number("top_p"),
+        temperature=number("temperature", 2.0),
+        top_p=number("top_p", 1.0) or None,
         top_k=None if top_k is None else int(top_k),
     )
 
