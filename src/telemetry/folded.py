@@ -102,6 +102,8 @@ class FoldedHistogram:
         self._bounds = instrument.buckets
         self._counts = [0] * (len(self._bounds) + 1)
         self._total = 0.0
+        self.folds = 0
+        """How often something was counted. Read without the lock, to see whether there is news."""
         self.scale = scale
         self._per_octave = 2.0 ** (scale or 0)
         self._fine: dict[int, int] = {}
@@ -120,6 +122,7 @@ class FoldedHistogram:
         """
         place = bisect_left(self._bounds, value)
         with self._lock:
+            self.folds += 1
             self._counts[place] += times
             self._total += value * times
             if self.scale is not None:
@@ -139,6 +142,7 @@ class FoldedHistogram:
         """Count several values, such as those of one step."""
         bounds, counts = self._bounds, self._counts
         with self._lock:
+            self.folds += 1
             total = self._total
             for value in values:
                 counts[bisect_left(bounds, value)] += 1
@@ -219,6 +223,8 @@ class FoldedStream:
         self._temporality = temporality
         self._since: dict[FoldedHistogram, tuple[_Tally, int]] = {}
         """Delta alone: what was told, and until when (ns since 1970)."""
+        self._folds: dict[FoldedHistogram, int] = {}
+        """How many had been counted when a delta was told."""
         self._collected_ns = 0
         """The last collection: an exemplar is told once."""
 
@@ -243,7 +249,7 @@ class FoldedStream:
         points: dict[Instrument, list[Any]] = {}
         point: Any
         for histogram in self._folded.histograms:
-            if self._only and histogram.instrument.name != self._only:
+            if self._only and not self._has_news(histogram):
                 continue
             tally, since_ns = self._gained(histogram, started_ns, now_ns)
             marks = histogram.exemplars(self._collected_ns)
@@ -264,6 +270,13 @@ class FoldedStream:
             )
             for instrument, found in points.items()
         ]
+
+    def _has_news(self, histogram: FoldedHistogram) -> bool:
+        if histogram.instrument.name != self._only:
+            return False
+        folds, told = histogram.folds, self._folds.get(histogram, 0)
+        self._folds[histogram] = folds
+        return folds != told
 
     def _gained(
         self, histogram: FoldedHistogram, started_ns: int, now_ns: int
