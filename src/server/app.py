@@ -77,7 +77,9 @@ def create_app(
     _add_request_id(app)
     rates = Rates(requests=options.requests_per_minute, tokens=options.tokens_per_minute)
     add_gate(app, options, rates)
-    generate = GenerateRoute(options, engine, shutdown, rates)
+    generate = GenerateRoute(
+        options, engine, shutdown, rates, captures_content=telemetry.captures_content
+    )
     app.add_url_rule("/v1/chat/completions", "chat_completions", generate.chat, methods=["POST"])
     app.add_url_rule("/v1/completions", "completions", generate.completion, methods=["POST"])
     add_report_routes(app, options, engine, shutdown, started_at=int(time.time()))

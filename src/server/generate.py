@@ -17,6 +17,7 @@ from ..resilience.errors import (
 from ..telemetry.http import exchange_of
 from ..telemetry.record import GenerationDraft
 from .auth import ANONYMOUS
+from .content_capture import capture
 from .envelope import Envelope
 from .families import ChatFamily, CompletionFamily, check_capacity
 from .json_body import read_json_object, shown
@@ -46,8 +47,24 @@ class GenerateRoute:
     """Answers a generation request of any family. One object, called by many threads."""
 
     def __init__(
-        self, options: ServerOptions, engine: EngineClient, shutdown: Shutdown, rates: Rates
+        self,
+        options: ServerOptions,
+        engine: EngineClient,
+        shutdown: Shutdown,
+        rates: Rates,
+        *,
+        captures_content: bool = False,
     ) -> None:
+        """Answer with ``engine``.
+
+        Args:
+            options: Fixed for the server's life.
+            engine: Owned by the caller.
+            shutdown: Says when the time to answer is over.
+            rates: What each client may ask for.
+            captures_content: Whether spans have prompts and answers.
+        """
+        self._captures_content = captures_content
         self._options = options
         self._engine = engine
         self._shutdown = shutdown
@@ -86,8 +103,11 @@ class GenerateRoute:
         call = replace(family.read(body, self._defaults()), tenant=self._tenant())
         check_served(call.model, options)
         _note(draft, call)
+        if self._captures_content and exchange_of(request.environ).span.is_recording():
+            draft.content = capture(call)
         check_capacity(call, options.max_batch + options.max_queue, family.prompt_field)
         run = self._run()
+        run.content = draft.content
         charged = take_tokens(rates, owner, call, body_bytes=request.content_length or 0)
         draft.report = settled(run.report, rates, owner, charged)
         self._start(run, call, family)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..engine.client import EngineClient
     from ..engine.generation import Generation
     from ..engine.protocol import TokenLogprob
+    from ..telemetry.content import Content
     from ..telemetry.record import EngineReport
     from .call import GenerationCall
 
@@ -119,6 +120,8 @@ class Run:
         """Those with choices that have not ended."""
         self.choices = 0
         """How many choices the answer has."""
+        self.content: Content | None = None
+        """Keeps what the choices gain for the span, where the operator opted in."""
 
     @property
     def finished(self) -> bool:
@@ -174,6 +177,9 @@ class Run:
                     self._collect(submission, 0.0 if place else _TURN_SECONDS, gains)
                 waited += _TURN_SECONDS
         self._check()
+        if self.content is not None:
+            for gain in gains.values():
+                self.content.gain(gain.choice, gain.text, gain.ending)
         return tuple(gains.values())
 
     def usage(self) -> TokenUsage:

@@ -30,21 +30,17 @@ __all__ = [
     "EVICTION_KIND",
     "FINISH_REASON",
     "GEN_AI_CACHED_TOKENS",
-    "GEN_AI_CONVERSATION_INPUT",
-    "GEN_AI_CONVERSATION_OUTPUT",
+    "GEN_AI_INPUT_MESSAGES",
     "GEN_AI_INPUT_TOKENS",
     "GEN_AI_MAX_TOKENS",
     "GEN_AI_OPERATION",
+    "GEN_AI_OUTPUT_MESSAGES",
     "GEN_AI_OUTPUT_TOKENS",
-    "GEN_AI_OUTPUT_TYPE",
     "GEN_AI_PROVIDER",
     "GEN_AI_REQUEST_MODEL",
     "GEN_AI_RESPONSE_FINISH_REASONS",
-    "GEN_AI_RESPONSE_ID",
     "GEN_AI_RESPONSE_MODEL",
-    "GEN_AI_SEED",
     "GEN_AI_TEMPERATURE",
-    "GEN_AI_TOP_K",
     "GEN_AI_TOP_P",
     "HTTP_METHOD",
     "HTTP_ROUTE",
@@ -163,7 +159,6 @@ MLX_VERSION = Attribute("mlx_version", source=_ENGINE)
 MLX_LM_VERSION = Attribute("mlx_lm_version", source=_ENGINE)
 
 # Of spans alone: they may be numbers or ids, since a span is no series.
-GEN_AI_RESPONSE_ID = "gen_ai.response.id"
 GEN_AI_RESPONSE_FINISH_REASONS = "gen_ai.response.finish_reasons"
 GEN_AI_INPUT_TOKENS = "gen_ai.usage.input_tokens"
 GEN_AI_OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
@@ -171,10 +166,7 @@ GEN_AI_CACHED_TOKENS = "gen_ai.usage.cache_read.input_tokens"
 GEN_AI_MAX_TOKENS = "gen_ai.request.max_tokens"
 GEN_AI_TEMPERATURE = "gen_ai.request.temperature"
 GEN_AI_TOP_P = "gen_ai.request.top_p"
-GEN_AI_TOP_K = "gen_ai.request.top_k"
-GEN_AI_SEED = "gen_ai.request.seed"
-GEN_AI_OUTPUT_TYPE = "gen_ai.output.type"
-GEN_AI_CONVERSATION_INPUT = "gen_ai.input.messages"
+GEN_AI_INPUT_MESSAGES = "gen_ai.input.messages"
 """Content: only where the operator opted in."""
-GEN_AI_CONVERSATION_OUTPUT = "gen_ai.output.messages"
+GEN_AI_OUTPUT_MESSAGES = "gen_ai.output.messages"
 """Content: only where the operator opted in."""

@@ -18,6 +18,8 @@ from ..resilience import errors
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from .content import Content
+
 __all__ = [
     "CLIENT_GONE",
     "REFUSED_CODES",
@@ -115,6 +117,8 @@ class GenerationRecord:
     failed: bool = False
     """Whether that error is the server's fault."""
     engine: EngineReport = field(default_factory=EngineReport)
+    content: Content | None = None
+    """Prompts and answers for the span alone, where the operator opted in."""
 
     @property
     def taken(self) -> bool:
@@ -150,6 +154,7 @@ class GenerationDraft:
     """Whether the client left before the end."""
     report: Callable[[], EngineReport] = EngineReport
     """Asked once, at the end."""
+    content: Content | None = None
 
     def fail(self, error: errors.PharosError) -> None:
         """Note the error that the client is told."""
@@ -172,6 +177,7 @@ class GenerationDraft:
             error_code=self.error_code,
             failed=self.failed,
             engine=engine,
+            content=self.content,
         )
 
     def _finish_reason(self, engine: EngineReport) -> FinishReason:

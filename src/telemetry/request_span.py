@@ -209,4 +209,7 @@ def _generation_attributes(generation: GenerationRecord) -> dict[str, AttributeV
         found[a.GEN_AI_TOP_P] = generation.top_p
     if generation.error_type:
         found[a.ERROR_TYPE.name] = generation.error_type
+    if generation.content is not None:
+        found[a.GEN_AI_INPUT_MESSAGES] = generation.content.input_messages()
+        found[a.GEN_AI_OUTPUT_MESSAGES] = generation.content.output_messages()
     return found

@@ -29,6 +29,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from .. import __version__
+from .content import captures_content
 from .exporting import LogQueue, MetricSender, SpanQueue
 from .folded import FoldedSet
 from .instruments import Instruments
@@ -110,6 +111,8 @@ class Telemetry:
         self._log = ThrottledLog(clock)
         self.losses = Losses(self._log)
         self._limits = _cardinality_limits()
+        self.captures_content = captures_content()
+        """Whether the operator wants prompts and answers on spans."""
         self._closables: list[_Closable] = []
         self._shut = threading.Lock()
         self._is_shut = False

@@ -63,9 +63,12 @@ class SimulatedRequests:
         self.count += 1
         end = draw.choice(_ENDS)
         environ = {
-            "REQUEST_METHOD": draw.choice(("POST", "POST", f"M{draw.random()}")),
-            "PATH_INFO": f"/{draw.random()}",
+            "REQUEST_METHOD": draw.choice(("POST", "POST", f"INVENTED{draw.random()}")),
+            "PATH_INFO": f"/invented/{draw.random()}",
             "wsgi.url_scheme": "http",
+            "HTTP_X_REQUEST_ID": f"invented-{draw.random()}",
+            "HTTP_USER_AGENT": f"invented/{draw.random()}",
+            "HTTP_HOST": f"invented{draw.random()}.example",
             "simulated.end": end,
         }
         if draw.random() < 0.5:
@@ -91,7 +94,7 @@ class SimulatedRequests:
         draft = exchange.generation = GenerationDraft(
             operation="chat" if draw.random() < 0.8 else "text_completion",
             model=_MODEL,
-            request_model=draw.choice((_MODEL, f"model-{draw.random()}")),
+            request_model=draw.choice((_MODEL, f"invented-{draw.random()}")),
             stream=True,
             choices=1,
             max_tokens=256,
