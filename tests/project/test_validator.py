@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import re
 import socket
@@ -330,12 +329,10 @@ def test_telemetry_that_cannot_be_sent_is_said(
     assert text in problem.text
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("grpc") is not None, reason="says what is missing, and it is not"
-)
 def test_grpc_without_its_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who asks for gRPC without the extra learns how to install it."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4317")
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.grpc", None)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
     with pytest.raises(ConfigurationError, match=r"mlx-pharos\[grpc\]"):
         ConfigValidator().validate_telemetry()
