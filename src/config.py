@@ -24,7 +24,7 @@ from .sources import ConfigurationError, Problem, load_settings, unknown_variabl
 from .telemetry.otlp import otlp_problems
 from .validation import DependencyError, ValidationError
 from .validation.access import OPEN_MEND, check_access, exposure
-from .validation.address import find_free_port, listener_beside, try_to_listen
+from .validation.address import find_free_port, listener_beside, overlap, try_to_listen
 from .validation.packages import (
     MLX_BACKENDS,
     check_backend,
@@ -69,8 +69,9 @@ def configure(arguments: Sequence[str] = ()) -> Settings:
     except ConfigurationError as error:
         wrong = error.wrong_fields
         more = ConfigValidator(error.usable).validate_all_config() if error.usable else ()
-        if wrong & _ADDRESS:  # a part of an address says nothing about the others
-            wrong |= _ADDRESS
+        for together in (_ADDRESS, _OPERATIONS):
+            if wrong & together:  # a part of an address says nothing about the others
+                wrong |= together
         unrelated = [each for each in more if each.subject not in wrong]
         raise ConfigurationError([*error.problems, *unrelated]) from None
     problems = ConfigValidator(settings).validate_all_config()
@@ -81,6 +82,7 @@ def configure(arguments: Sequence[str] = ()) -> Settings:
 
 _ADDRESS = frozenset({"host", "port", "api_key", "api_keys_file", "allow_open_network"})
 """Settings that make up who can come in, together."""
+_OPERATIONS = frozenset({"ops_host", "ops_port"})
 
 
 class ConfigValidator:
@@ -109,6 +111,21 @@ class ConfigValidator:
         if host is not None:
             try_to_listen(host, number)
         return number
+
+    def validate_ops_port(self) -> int | None:
+        """Return the port for operations, tried like the other one; None where there is none.
+
+        Raises:
+            ValidationError: As for :meth:`validate_port`, or it is the port of the API.
+        """
+        port, host = self._settings.ops_port, self._settings.ops_host
+        if port is None:
+            return None
+        if port and port == self._settings.port and overlap(host, self._settings.host):
+            text = f"is {port}, the port of the API; choose another with --ops-port"
+            raise ValidationError("ops_port", text)
+        try_to_listen(host, port, prefix="ops_")
+        return port
 
     def find_free_port(self, ports: Iterable[int], *, host: str = "127.0.0.1") -> int:
         """Return the first of the ports that is free on every address of the host.
@@ -218,6 +235,7 @@ class ConfigValidator:
         settings = self._settings
         checks: list[Callable[[], object]] = [
             partial(self.validate_port, settings.port, host=settings.host),
+            self.validate_ops_port,
             self.validate_access,
             self.validate_keys,
             partial(self.validate_model_path, settings.model),

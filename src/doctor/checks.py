@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,7 +27,7 @@ from ..validation.address import is_loopback
 from .finding import Finding
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from ..settings import Settings
     from ..sources import Problem
@@ -50,7 +51,7 @@ def check_machine(blas: str) -> Iterator[Finding]:
 def check_settings(settings: Settings, validator: ConfigValidator) -> Iterator[Finding]:
     """Yield what depends on the settings, which are valid by themselves."""
     yield _cache_directory(settings.cache_dir)
-    yield _port(settings, validator)
+    yield from _addresses(settings, validator)
     yield from _access(settings, validator)
     yield from _open_files(settings)
 
@@ -198,17 +199,24 @@ def _cache_directory(directory: Path) -> Finding:
     return Finding(name="Cache", text=text, figures=figures)
 
 
-def _port(settings: Settings, validator: ConfigValidator) -> Finding:
-    figures: dict[str, object] = {"host": settings.host, "port": settings.port}
+def _addresses(settings: Settings, validator: ConfigValidator) -> Iterator[Finding]:
+    """Try both addresses, as serve does before it starts."""
+    check = partial(validator.validate_port, settings.port, host=settings.host)
+    yield _address("Address", settings.host, settings.port, check)
+    if settings.ops_port is not None:
+        check_ops = validator.validate_ops_port
+        yield _address("Operations", settings.ops_host, settings.ops_port, check_ops)
+
+
+def _address(name: str, host: str, port: int, check: Callable[[], object]) -> Finding:
+    figures: dict[str, object] = {"host": host, "port": port}
     try:
-        validator.validate_port(settings.port, host=settings.host)
+        check()
     except ConfigurationError as error:
         text, _, mend = error.problems[0].text.partition("; ")
-        mend = mend or "choose another: --host ADDRESS and --port PORT"
-        return Finding(name="Address", status="error", text=text, mend=mend, figures=figures)
-    where = f"{settings.host}:{settings.port}"
-    text = f"{where} is free" if settings.port else f"any free port of {settings.host}"
-    return Finding(name="Address", text=text, figures=figures)
+        return Finding(name=name, status="error", text=text, mend=mend, figures=figures)
+    text = f"{host}:{port} is free" if port else f"any free port of {host}"
+    return Finding(name=name, text=text, figures=figures)
 
 
 def _access(settings: Settings, validator: ConfigValidator) -> Iterator[Finding]:

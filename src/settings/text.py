@@ -31,7 +31,7 @@ def check_text(value: object, info: FieldInfo) -> object:
         ValueError: It is blank, has spaces around it or control characters in it, or is a
             number in a spelling that a reader could take for another.
     """
-    if isinstance(value, bool) and info.annotation in (int, float):
+    if isinstance(value, bool) and {int, float} & {*_kinds(info)}:
         raise ValueError("should be a number, not true or false")
     if not isinstance(value, str) or SecretStr in _kinds(info):
         return value
@@ -47,9 +47,9 @@ def check_text(value: object, info: FieldInfo) -> object:
 
 
 def _number(text: str, info: FieldInfo) -> str:
-    if info.annotation is float and not _DECIMAL.fullmatch(text):
+    if float in _kinds(info) and not _DECIMAL.fullmatch(text):
         raise ValueError("should be a number such as 10 or 2.5")
-    if info.annotation is int and not _has_unit(info) and not _WHOLE.fullmatch(text):
+    if int in _kinds(info) and not _has_unit(info) and not _WHOLE.fullmatch(text):
         raise ValueError("should be a whole number such as 8")
     return text
 

@@ -19,7 +19,7 @@ from .errors import ValidationError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["find_free_port", "is_loopback", "listener_beside", "try_to_listen"]
+__all__ = ["find_free_port", "is_loopback", "listener_beside", "overlap", "try_to_listen"]
 
 _LAST_PORT = 65535
 _NEARBY = 100
@@ -32,16 +32,25 @@ _TWINS = {"127.0.0.1": "::1", "0.0.0.0": "::", "::1": "127.0.0.1", "::": "0.0.0.
 _Address = tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]]
 
 
-def try_to_listen(host: str, port: int) -> None:
+def try_to_listen(host: str, port: int, *, prefix: str = "") -> None:
     """Listen on every address of the host for a moment; port 0 is any free one.
+
+    Args:
+        host: A name or an address.
+        port: The port on each of its addresses.
+        prefix: What stands before ``host`` and ``port`` in the names of the two settings.
 
     Raises:
         ValidationError: The host is not this machine's, the port is taken, or needs rights; the
             text proposes a port that is free.
     """
-    failure = _failure(_addresses(host, port))
+    try:
+        failure = _failure(_addresses(host, port))
+    except ValidationError as error:
+        raise ValidationError(f"{prefix}host", error.problems[0].text) from None
     if failure is not None:
-        raise ValidationError(*_problem(failure, host, port))
+        subject, text = _problem(failure, host, port, flag=f"--{prefix}port".replace("_", "-"))
+        raise ValidationError(prefix + subject, text)
 
 
 def find_free_port(ports: Iterable[int], *, host: str = "127.0.0.1") -> int:
@@ -58,6 +67,13 @@ def find_free_port(ports: Iterable[int], *, host: str = "127.0.0.1") -> int:
         if _failure(_addresses(host, port)) is None:
             return port
     raise ValidationError("port", f"none of {tried} ports of {host} is free; try other ones")
+
+
+def overlap(one: str, other: str) -> bool:
+    """Return whether two hosts share an address, so that one port cannot be listened on in both."""
+    first, second = ({place[0] for _, place in _addresses(host, 0)} for host in (one, other))
+    wild = {"0.0.0.0", "::"}  # noqa: S104 - compared
+    return bool(first & second or first & wild or second & wild)
 
 
 def is_loopback(host: str) -> bool:
@@ -118,14 +134,15 @@ def _failure(addresses: Iterable[_Address]) -> OSError | None:
     return None if bound else missing
 
 
-def _problem(error: OSError, host: str, port: int) -> tuple[str, str]:
+def _problem(error: OSError, host: str, port: int, *, flag: str) -> tuple[str, str]:
     where = _shown(host, port)
     if error.errno == errno.EADDRINUSE:
-        mend = _proposal(host, port) or "choose another with --port"
+        mend = _proposal(host, port, flag) or f"choose another with {flag}"
         return "port", f"{where} is in use by another program; {mend}"
     if error.errno in {errno.EACCES, errno.EPERM}:
         first = _first_unprivileged()
-        mend = _proposal(host, max(first, 8080) - 1) or f"choose one from {first} on with --port"
+        other = f"choose one from {first} on with {flag}"
+        mend = _proposal(host, max(first, 8080) - 1, flag) or other
         text = f"{where} needs privileges that this user lacks: ports below {first} are reserved"
         return "port", f"{text}; {mend}"
     if error.errno in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
@@ -133,13 +150,13 @@ def _problem(error: OSError, host: str, port: int) -> tuple[str, str]:
     return "host", f"{where} cannot be listened on: {error.strerror}; choose another"
 
 
-def _proposal(host: str, port: int) -> str:
+def _proposal(host: str, port: int, flag: str) -> str:
     """Name a free port near another; empty where there is none."""
     above = range(port + 1, min(port + _NEARBY, _LAST_PORT) + 1)
     below = range(port - 1, max(port - _NEARBY, _first_unprivileged() - 1), -1)
     with contextlib.suppress(ValidationError):
         free = find_free_port([*above, *below], host=host)
-        return f"{free} is free: --port {free}"
+        return f"{free} is free: {flag} {free}"
     return ""
 
 

@@ -138,6 +138,7 @@ def test_an_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
             ("PHAROS_PORT", text)
             for text in ("80_80", " 8080", "\uff18\uff10", "8080.0", "1e3", "+80")
         ),
+        *(("PHAROS_OPS_PORT", text) for text in ("true", "80_80", "nan", " ")),
         *(("PHAROS_PORT", text) for text in ("true", "  ", "8080\n", "nan")),
         *(
             ("PHAROS_PROMPT_CACHE", text)

@@ -109,6 +109,18 @@ def test_a_name_of_two_addresses_needs_both(monkeypatch: pytest.MonkeyPatch, tak
     assert ConfigValidator().validate_port(port, host="localhost") == port
 
 
+def test_the_port_for_operations_is_tried_too() -> None:
+    """A taken port for operations, and one that is the API's, are named as their own setting."""
+    with _listener("127.0.0.1") as port:
+        problems = ConfigValidator(Settings(port=0, ops_port=port)).validate_all_config()
+        assert ["ops_port"] == [each.subject for each in problems]
+        assert re.search(r"\d+ is free: --ops-port \d+", problems[0].text)
+    validator = ConfigValidator(Settings(port=port, ops_port=port))
+    assert ["ops_port"] == [each.subject for each in validator.validate_all_config()]
+    validator = ConfigValidator(Settings(port=0, ops_port=0))
+    assert validator.validate_all_config() == ()
+
+
 @_ipv6
 def test_the_same_port_in_the_other_family_is_a_warning() -> None:
     """A program on ::1 does not keep the server from 127.0.0.1, but localhost may mean it."""
@@ -145,7 +157,7 @@ def test_a_port_that_needs_rights_is_said() -> None:
         "from mlx_pharos.validation.address import _problem\n"
         "check = ConfigValidator().validate_port\n"
         # All is loaded while the folder of this checkout may still be read.
-        "_problem(PermissionError(13, ''), check(0, host='127.0.0.1') or '127.0.0.1', 80)\n"
+        "_problem(PermissionError(13, ''), check(0, host='127.0.0.1') or '127.0.0.1', 80, flag='')\n"
         "os.setgid(65534), os.setuid(65534)\n"
         "check(80, host='127.0.0.1')"
     )
