@@ -14,7 +14,7 @@ ARGS   ?=
 MINUTES ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve doctor test faults soak lint format docs bench build lock checkers clean
+.PHONY: help install serve doctor test faults soak lint format docs bench build lock backends checkers clean
 
 help: ## Say what there is
 	@echo "make TARGET [ARGS=...]"
@@ -88,7 +88,10 @@ lock: $(VENV)/.dev ## Refresh the pinned requirements (ARGS: --upgrade)
 	@$(PIP) install uv
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" tools/lock $(ARGS)
 
+backends: ## Build Prometheus, Alertmanager, the collector and Jaeger into .backends (needs Go)
+	@tools/backends
+
 clean: ## Remove everything that make made here (the models' cache stays)
-	@rm -rf $(VENV) build dist mlx_pharos.egg-info .coverage* .mypy_cache .ruff_cache \
+	@rm -rf $(VENV) .backends build dist mlx_pharos.egg-info .coverage* .mypy_cache .ruff_cache \
 	.pytest_cache .hypothesis .import_linter_cache .schemathesis
 	@find src tests bench tools -name __pycache__ -type d -prune -exec rm -rf {} +

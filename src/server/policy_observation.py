@@ -164,6 +164,9 @@ class RestartCounter:
 
     def __init__(self, instruments: Instruments) -> None:
         self._counter = instruments.engine_restarts
+        # Zeros from the start: an alert on an increase sees the first death too.
+        for reason in a.RESTART_REASON.values:
+            self._counter.add(0, {a.RESTART_REASON.name: reason})
 
     def __call__(self, ending: str) -> None:
         """Count one; called in the engine client's reader thread."""
