@@ -63,6 +63,7 @@ def test_a_template_that_does_not_end_is_ended(
         encoder.check_template()
     with pytest.raises(PromptError, match="bad_template"):
         encoder.encode(_PROMPT)
+    monkeypatch.setattr(tokenizing, "_TEMPLATE_SECONDS", 60)
     assert [ord("a")] == encoder.encode(ChatPrompt((ChatMessage("user", "fine"),)))
 
 
@@ -77,7 +78,10 @@ def test_a_limit_never_reaches_beyond_its_work() -> None:
         except TimeLimitError:
             outcomes.append("ended")
     assert 400 == len(outcomes)
-    assert not [each for each in threading.enumerate() if each.name == "time-limit"]
+    for each in threading.enumerate():
+        if each.name == "time-limit":
+            each.join(10)
+            assert not each.is_alive()
 
 
 def test_work_within_its_limit_is_not_touched() -> None:
