@@ -144,6 +144,14 @@ class EngineClient:
         return self._supervision.last_ending
 
     @property
+    def silent_seconds(self) -> float:
+        """Since when an engine that has work has made no progress; 0 without work."""
+        if not self._admission.taken:
+            return 0.0
+        last = max(self._supervision.progress_at, self._in_flight.busy_since)
+        return time.monotonic() - last
+
+    @property
     def in_flight(self) -> int:
         """Sequences that the engine has not ended yet."""
         return self._admission.taken

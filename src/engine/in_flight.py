@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,8 @@ class InFlight:
         """Guards everything below; never held while the pipe is written."""
         self._send_lock = threading.Lock()
         """Orders what is written: a request always before its cancellation."""
+        self.busy_since = 0.0
+        """When there was nothing in flight last, monotonic seconds."""
         self._flights: dict[int, Flight] = {}
         self._held: dict[int, Flight] = {}
         """Those to be sent, in the order of their ids."""
@@ -80,6 +83,8 @@ class InFlight:
         with self._lock:
             if self._shut:
                 return False
+            if not self._flights:
+                self.busy_since = time.monotonic()
             for flight in flights:
                 self._flights[flight.id] = self._held[flight.id] = flight
         return True

@@ -86,6 +86,8 @@ class Supervision:
         """Set when no engine will come any more."""
         self._progress = 0
         """Messages of the MLX thread. No other thread's count: they go on when it hangs."""
+        self.progress_at = time.monotonic()
+        """When the last of them came."""
         self._hang = HangDetector(endurance.hang_seconds)
         self._load = HangDetector(endurance.load_seconds)
         self._reader = threading.Thread(target=self._run, name="engine-reader", daemon=True)
@@ -161,6 +163,7 @@ class Supervision:
         match message:
             case Step() | Started():
                 self._progress += 1
+                self.progress_at = time.monotonic()
                 self._ward.take(message)
             case Alive():
                 self._progress += 1

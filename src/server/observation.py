@@ -6,7 +6,6 @@ Telemetry knows neither the engine nor the sockets, so the adapters are here.
 from __future__ import annotations
 
 import os
-import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..engine.client import EngineState
@@ -225,9 +224,8 @@ class _Engine:
             )
 
     def progress_age(self) -> float:
-        """Seconds since the last step; 0 while there is nothing to do."""
-        at = self._engine.snapshot().at
-        return time.monotonic() - at if at and self._engine.in_flight else 0.0
+        """Seconds since the engine's last progress; 0 while there is nothing to do."""
+        return self._engine.silent_seconds
 
     def mlx_memory(self) -> Iterable[Reading]:
         """What MLX said with the last step."""

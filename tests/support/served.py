@@ -29,9 +29,12 @@ class Served(NamedTuple):
 
 @contextmanager
 def serve_model(
-    model: Path | str, *flags: str, variables: Mapping[str, str] | None = None
+    model: Path | str,
+    *flags: str,
+    variables: Mapping[str, str] | None = None,
+    exit_code: int = 0,
 ) -> Iterator[Served]:
-    """Serve a model on a free port until the block ends; it must then end with 0.
+    """Serve a model on a free port until the block ends; it must then end with ``exit_code``.
 
     Of Pharos' and OpenTelemetry's variables it sees those alone that are given.
     """
@@ -57,4 +60,4 @@ def serve_model(
         finally:
             server.send_signal(signal.SIGTERM)
             server.wait(timeout=15)
-    assert server.returncode == 0
+    assert server.returncode == exit_code
