@@ -16,7 +16,7 @@ import pytest
 
 from mlx_pharos.engine.client import EngineClient, EngineState, start_engine
 from mlx_pharos.engine.engine_state import Endurance
-from mlx_pharos.engine.protocol import PrefillProgress, TextPrompt
+from mlx_pharos.engine.protocol import TextPrompt
 from mlx_pharos.resilience.errors import EngineDiedError
 from mlx_pharos.resilience.restarts import RestartPolicy
 from support.client import wait_until
@@ -61,9 +61,16 @@ def _running(model: Path, *, limit: int = 3, **endurance: Any) -> Iterator[Engin
 
 
 @pytest.fixture
+def strict(dangerous_model: Path) -> Iterator[EngineClient]:
+    """An engine whose requests may be in one death, so that a killer is found with two."""
+    with _running(dangerous_model, crash_budget=1) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
 def watched(dangerous_model: Path) -> Iterator[EngineClient]:
-    """An engine that is soon taken for hung."""
-    with _running(dangerous_model, hang_seconds=_HANG_SECONDS) as client:
+    """An engine that is soon taken for hung, and started again as often as it is."""
+    with _running(dangerous_model, limit=50, hang_seconds=_HANG_SECONDS) as client:
         yield client
 
 
@@ -117,30 +124,32 @@ def test_the_deaths_of_a_lone_request_count_as_restarts(dangerous_model: Path) -
         assert (EngineState.DOWN, 2) == (engine.state, engine.restarts)
 
 
-@pytest.mark.parametrize("poison", [SLEEPS, LOCKS_UP])
-def test_a_step_that_never_returns_is_a_death(watched: EngineClient, poison: str) -> None:
+def test_a_step_that_never_returns_is_a_death(watched: EngineClient) -> None:
     """The engine is killed when it was silent for too long, and the others go on."""
+    before = watched.restarts
     stream = _Stream(watched, 0)
-    with watched.submit(TextPrompt(f"stop {poison}"), GREEDY, max_tokens=5):
-        wait_until(lambda: watched.restarts == 1, 15)
+    with watched.submit(TextPrompt(f"stop {SLEEPS}"), GREEDY, max_tokens=5):
+        wait_until(lambda: watched.restarts == before + 1, 15)
         assert "hang" == watched.last_ending
     assert _texts([stream])[0]
+    assert watched.wait_ready(15)
 
 
 def test_a_stopped_engine_is_a_death(watched: EngineClient) -> None:
     """SIGSTOP, with nothing to do at first: the first request after it notices, and is served."""
+    before = watched.restarts
     os.kill(watched.pid, signal.SIGSTOP)
     assert generate(watched, "hello?", max_tokens=20).text()
-    assert (1, "hang") == (watched.restarts, watched.last_ending)
+    assert (before + 1, "hang") == (watched.restarts, watched.last_ending)
 
 
 def test_a_slow_prefill_is_no_hang(watched: EngineClient) -> None:
     """Much longer than the limit in all, but each chunk is progress."""
+    before = watched.restarts
     chunks = 1 + int(1.5 * _HANG_SECONDS / 0.3)
     answer = generate(watched, TextPrompt(SLOWS * 64 * chunks), max_tokens=1)
     assert chunks == len(answer.progress)
-    assert all(isinstance(event, PrefillProgress) for event in answer.progress)
-    assert 0 == watched.restarts
+    assert before == watched.restarts
 
 
 def test_an_engine_in_an_endless_step_ends_with_its_server(dangerous_model: Path) -> None:
