@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -80,3 +81,17 @@ def test_jaeger_starts_with_its_file(tmp_path: Path) -> None:
     with jaeger.program:
         assert fetch_json(f"{jaeger.url}/api/v3/services") == {"services": []}
     assert any((tmp_path / "jaeger" / "keys").iterdir())
+
+
+@pytest.mark.parametrize("overlay", ["", "compose.cuda.yaml"])
+def test_compose_files(overlay: str, tmp_path: Path) -> None:
+    """Compose's own loader takes the file, alone and with the one for GPUs: schema, names, references."""
+    files = [DEPLOY / name for name in ("compose.yaml", overlay) if name]
+    said = _run("compose-config", "-format", "json", *files, folder=tmp_path)
+    services = json.loads(said)["services"]
+    assert {"collector", "prometheus", "alertmanager", "jaeger", "grafana"} <= services.keys()
+    assert all(
+        port["host_ip"] == "127.0.0.1"
+        for service in services.values()
+        for port in service.get("ports", ())
+    )

@@ -31,13 +31,13 @@ def test_the_typing_mark_is_installed() -> None:
     assert (Path(mlx_pharos.__file__).parent / "py.typed").is_file()
 
 
-@pytest.mark.parametrize("name", ["runtime.txt", "dev.txt"])
+@pytest.mark.parametrize("name", ["runtime.txt", "cuda.txt", "dev.txt", "deploy.txt"])
 def test_pins_have_hashes_and_no_address(name: str) -> None:
     """Every pinned requirement has a hash, and the file names no package index."""
     text = (ROOT / "requirements" / name).read_text(encoding="utf-8")
     blocks = re.split(r"^(?=[a-z0-9])", text, flags=re.MULTILINE)
     pinned = [block for block in blocks if PINNED.match(block)]
-    assert len(pinned) > 40
+    assert len(pinned) > 10
     assert all("--hash=sha256:" in block for block in pinned)
     assert "://" not in text
     assert not re.search(r"^-|index-url|find-links", text, flags=re.MULTILINE)
@@ -53,6 +53,18 @@ def test_every_dependency_is_pinned() -> None:
     dev = dict(PINNED.findall((ROOT / "requirements/dev.txt").read_text(encoding="utf-8")))
     assert names <= runtime.keys()
     assert runtime.items() <= dev.items()
+
+
+def test_cuda_is_the_same_with_another_backend() -> None:
+    """The file for NVIDIA has what serving has, at the same versions, and CUDA for the CPU's part."""
+    texts = {
+        name: (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8")
+        for name in ("runtime", "cuda")
+    }
+    runtime, cuda = (dict(PINNED.findall(text)) for text in texts.values())
+    assert {"mlx-cpu"} == runtime.keys() - cuda.keys()
+    assert all(re.match(r"mlx-cuda|nvidia-", name) for name in cuda.keys() - runtime.keys())
+    assert runtime.items() - {("mlx-cpu", runtime["mlx-cpu"])} <= cuda.items()
 
 
 def test_nothing_of_cuda_is_pinned() -> None:
