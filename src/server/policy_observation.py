@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from ..telemetry.instruments import Instruments
+    from ..telemetry.totals import Total
 
 __all__ = [
     "BreakerObserver",
@@ -164,9 +165,7 @@ class RestartCounter:
 
     def __init__(self, instruments: Instruments) -> None:
         self._counter = instruments.engine_restarts
-        # Zeros from the start: an alert on an increase sees the first death too.
-        for reason in a.RESTART_REASON.values:
-            self._counter.add(0, {a.RESTART_REASON.name: reason})
+        _begin_with_zeros(self._counter)
 
     def __call__(self, ending: str) -> None:
         """Count one; called in the engine client's reader thread."""
@@ -178,10 +177,17 @@ class ResumeCounter:
 
     def __init__(self, instruments: Instruments) -> None:
         self._counter = instruments.requests_resumed
+        _begin_with_zeros(self._counter)
 
     def __call__(self, ending: str, count: int = 1) -> None:
         """Count requests; any thread."""
         self._counter.add(count, {a.RESTART_REASON.name: restart_reason(ending)})
+
+
+def _begin_with_zeros(counter: Total) -> None:
+    """Show every reason from the start: an alert on an increase then sees the first death too."""
+    for reason in a.RESTART_REASON.values:
+        counter.add(0, {a.RESTART_REASON.name: reason})
 
 
 def restart_reason(ending: str) -> str:

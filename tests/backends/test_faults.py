@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from functools import partial
@@ -13,7 +14,7 @@ import pytest
 from support.backend import Collector
 from support.collector import dead_port
 from support.polling import until
-from support.stack import SPANS, ask, sending, serve_tiny
+from support.stack import SPANS, ask, long_stream, sending, serve_tiny
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,16 +76,26 @@ def _count(running: Stack, trace: str) -> int:
         return 0
 
 
-def test_a_killed_engine_is_a_restart_and_an_alert(running: Stack) -> None:
-    """SIGKILL of the engine shows as a restart in Prometheus, and the operator's webhook is told."""
+def test_a_killed_engine_is_a_restart_a_resume_and_an_alert(running: Stack) -> None:
+    """SIGKILL of the engine under a stream shows in Prometheus, and the operator's webhook is told.
+
+    The stream goes on to its end.
+    """
     value = running.prometheus.value
     restarts = 'sum(pharos_engine_restarts_total{job="pharos",reason="SIGKILL"})'
-    before = until(lambda: value(restarts), lambda now: now >= 0, what="zeros of restarts")
+    resumed = 'sum(pharos_requests_resumed_total{job="pharos",reason="SIGKILL"})'
+    assert until(lambda: value(restarts), lambda now: now >= 0, what="zeros of restarts") == 0
     (engine,) = psutil.Process(running.served.pid).children()
-    os.kill(engine.pid, signal.SIGKILL)
-    until(lambda: value(restarts), lambda now: now == before + 1, what="the restart")
+    with long_stream(running.served, 4000) as events:
+        for _ in range(3):
+            assert next(events) != "[DONE]"
+        os.kill(engine.pid, signal.SIGKILL)
+        *_, last, done = events
+    assert ("length", "[DONE]") == (json.loads(last)["choices"][0]["finish_reason"], done)
+    until(lambda: value(restarts), lambda now: now == 1, what="the restart")
+    until(lambda: value(resumed), lambda now: now == 1, what="the resume")
     until(
-        lambda: value(
+        lambda: running.prometheus.query(
             'ALERTS{alertname="PharosEngineRestarting",alertstate="firing",reason="SIGKILL"}'
         ),
         what="the alert fires",
@@ -95,4 +106,4 @@ def test_a_killed_engine_is_a_restart_and_an_alert(running: Stack) -> None:
     assert told["labels"]["severity"] == "warning"
     assert told["annotations"]["runbook"] == "docs/runbooks/engine-restarting.md"
     until(lambda: value('pharos_engine_up{job="pharos"}'), lambda up: up == 1, what="ready again")
-    until(lambda: ask(running.served).status, lambda status: status == 200, what="an answer")
+    assert ask(running.served).status == 200

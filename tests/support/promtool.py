@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 
-import pytest
+from .backend import backend_program
 
 __all__ = ["VLLM_COLONS", "promtool_findings"]
 
@@ -19,11 +18,8 @@ def promtool_findings(text: str) -> list[str]:
 
     Text that it cannot read is a finding too.
     """
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is not installed (Debian: the package prometheus)")
     result = subprocess.run(
-        [promtool, "check", "metrics"],
+        [backend_program("promtool"), "check", "metrics"],
         input=text,
         capture_output=True,
         text=True,

@@ -19,7 +19,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["CLIENT_SPAN", "SPANS", "Chat", "Stack", "ask", "sending", "serve_tiny", "stack"]
+__all__ = [
+    "CLIENT_SPAN",
+    "SPANS",
+    "Chat",
+    "Stack",
+    "ask",
+    "long_stream",
+    "sending",
+    "serve_tiny",
+    "stack",
+]
 
 CLIENT_SPAN = "b7ad6b7169203331"
 """The id of the span that a client's request says it belongs to."""
@@ -70,6 +80,26 @@ class Stack:
             for line in lines
             if line.startswith(f"{metric}{{") and all(label in line for label in wanted)
         )
+
+
+@contextlib.contextmanager
+def long_stream(served: Served, tokens: int) -> Iterator[Iterator[str]]:
+    """Ask for a stream of exactly so many tokens, and give the data of its events as they come."""
+    body = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": "Hello"}],
+        "max_tokens": tokens,
+        "stream": True,
+        # The tokens that would end it earlier.
+        "logit_bias": {str(token): -100 for token in range(256, 260)},
+    }
+    request = urllib.request.Request(
+        f"http://{served.address}/v1/chat/completions",
+        data=json.dumps(body).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=40) as answer:
+        yield (line[6:].decode().strip() for line in answer if line.startswith(b"data: "))
 
 
 def ask(served: Served, content: str = "Hello", **headers: str) -> Chat:
