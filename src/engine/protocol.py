@@ -20,6 +20,10 @@ from typing import Literal
 
 import msgspec
 
+from .options import EngineOptions
+from .prompt import ChatMessage, ChatPrompt, Prompt, Sampling, TextPrompt, TokenPrompt
+from .wire import Message, Value
+
 __all__ = [
     "OUT_OF_MEMORY",
     "Accepted",
@@ -78,97 +82,7 @@ OUT_OF_MEMORY = "out of memory"
 """The reason of a :class:`Failed` whose request ran out of memory again when it was retried."""
 
 
-class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
-    """Base of everything that has a tag on the wire."""
-
-
-class _Value(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Base of plain values inside messages."""
-
-
-class EngineOptions(_Value):
-    """What the engine needs to know at start; it never reads settings or environment itself."""
-
-    model_directory: str
-    """A local directory that mlx-lm can load (``config.json``, safetensors, tokenizer)."""
-    max_batch: int
-    """Sequences decoded together at most."""
-    prefill_step: int
-    """Prompt tokens of one prefill chunk; 0 lets the engine choose by device."""
-    prompt_cache_bytes: int
-    """Bound of the prompt cache in bytes; 0 switches it off; -1 lets the engine choose."""
-    context_length: int
-    """Upper bound of the context window in tokens; 0 takes the model's own."""
-    dequantize: Literal["auto", "on", "off"]
-    """Whether a quantized model is expanded to float32 on the CPU."""
-    blas: Literal["auto", "off"]
-    """Whether an optimised BLAS is put in front of MLX's own on the Linux CPU."""
-    trust_remote_code: bool
-    """Whether code shipped with a model may run."""
-    wired_limit: bool
-    """Whether mlx may wire memory on Metal (see mlx's ``set_wired_limit``)."""
-    memory_limit_bytes: int = -1
-    """What MLX may hold in all: weights, KV state, prompt cache, work in progress. -1 lets the
-    engine choose by what is free."""
-    ignore_model_code: bool = False
-    """Whether a model with code beside it is served, the code unused."""
-
-
-class ChatMessage(_Value):
-    """One message of a conversation. ``content`` is the text, parts already joined."""
-
-    role: str
-    content: str
-    name: str | None = None
-
-
-class ChatPrompt(_Message):
-    """A conversation, rendered with the model's chat template in the engine."""
-
-    messages: tuple[ChatMessage, ...]
-
-
-class TextPrompt(_Message):
-    """Raw text, tokenized with the model's special tokens and no template."""
-
-    text: str
-
-
-class TokenPrompt(_Message):
-    """Token ids, used as they are."""
-
-    tokens: tuple[int, ...]
-
-
-Prompt = ChatPrompt | TextPrompt | TokenPrompt
-
-
-class Sampling(_Value):
-    """How the next token is drawn from the logits.
-
-    The order is that of mlx-lm: bias, penalties, then top-p, min-p and top-k
-    filters, then temperature.
-    """
-
-    temperature: float = 1.0
-    """0 is greedy."""
-    top_p: float = 1.0
-    top_k: int = 0
-    """0 is off."""
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    """Divides positive and multiplies negative logits of tokens of prompt and answer (CTRL)."""
-    presence_penalty: float = 0.0
-    """Subtracted once from the logit of each token of the answer so far."""
-    frequency_penalty: float = 0.0
-    """Subtracted from the logit of a token once per occurrence in the answer so far."""
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    """Pairs of token id and the number added to its logit."""
-    seed: int = 0
-    """Seed of the request's own random stream; the server always sends one (64 bits, unsigned)."""
-
-
-class Submit(_Message):
+class Submit(Message):
     """Start a request."""
 
     id: int
@@ -197,20 +111,20 @@ class Submit(_Message):
     """Sequences that have had their :class:`Finish` and get no other."""
 
 
-class Cancel(_Message):
+class Cancel(Message):
     """The client of a request is gone: free its slots. Unknown ids are ignored."""
 
     id: int
 
 
-class Ping(_Message):
+class Ping(Message):
     """Asks the MLX thread for an :class:`Alive`, which comes once it is between two steps."""
 
 
 ToEngine = Submit | Cancel | Ping
 
 
-class Loaded(_Message):
+class Loaded(Message):
     """The engine is ready for :class:`Submit`. Sent once."""
 
     context_length: int
@@ -241,14 +155,14 @@ class Loaded(_Message):
     """Prompt and answer of the largest request that memory can hold."""
 
 
-class LoadFailed(_Message):
+class LoadFailed(Message):
     """The model cannot be served; the process ends after this message."""
 
     reason: str
     """A sentence for the operator."""
 
 
-class Accepted(_Message):
+class Accepted(Message):
     """The prompt is tokenized, fits, and waits for prefill."""
 
     id: int
@@ -258,7 +172,7 @@ class Accepted(_Message):
     """The prompt's text, where the request asked for it."""
 
 
-class Rejected(_Message):
+class Rejected(Message):
     """The request cannot be served because of what it asks."""
 
     id: int
@@ -271,7 +185,7 @@ class Rejected(_Message):
     """When it makes sense to ask again (``memory``)."""
 
 
-class Failed(_Message):
+class Failed(Message):
     """The request failed in the engine; the engine goes on."""
 
     id: int
@@ -279,11 +193,11 @@ class Failed(_Message):
     """For the server's log; not shown to clients. :data:`OUT_OF_MEMORY` has an error of its own."""
 
 
-class Alive(_Message):
+class Alive(Message):
     """The MLX thread's answer to a :class:`Ping`; no other thread ever sends it."""
 
 
-class Started(_Message):
+class Started(Message):
     """A sequence leaves the queue. Told before the step that may be the engine's last."""
 
     id: int
@@ -291,7 +205,7 @@ class Started(_Message):
     at: float
 
 
-class PrefillProgress(_Message):
+class PrefillProgress(Message):
     """A prefill chunk of the request is done."""
 
     id: int
@@ -301,7 +215,7 @@ class PrefillProgress(_Message):
     """Tokens of the prompt, and those that an engine before this one has generated."""
 
 
-class TopLogprob(_Value):
+class TopLogprob(Value):
     """One alternative at a position."""
 
     token: int
@@ -310,7 +224,7 @@ class TopLogprob(_Value):
     logprob: float
 
 
-class TokenLogprob(_Value):
+class TokenLogprob(Value):
     """The log probability of a generated token (natural log, after bias and penalties)."""
 
     token: int
@@ -320,7 +234,7 @@ class TokenLogprob(_Value):
     top: tuple[TopLogprob, ...]
 
 
-class Delta(_Message):
+class Delta(Message):
     """What a sequence gained. Text held back for a stop string comes in a later delta."""
 
     id: int
@@ -333,7 +247,7 @@ class Delta(_Message):
     """One per token where asked for, else empty."""
 
 
-class Finish(_Message):
+class Finish(Message):
     """A sequence has ended. Its last text came in a delta before, in the same step."""
 
     id: int
@@ -356,7 +270,7 @@ StepEvent = PrefillProgress | Delta | Finish | Failed
 RequestEvent = Accepted | Rejected | Started | StepEvent
 
 
-class Reclaim(_Value):
+class Reclaim(Value):
     """One step of the memory ladder: what MLX and the process held before it and after it."""
 
     action: str
@@ -369,7 +283,7 @@ class Reclaim(_Value):
         return max(self.before_bytes - self.after_bytes, 0)
 
 
-class PromptCacheHealth(_Value):
+class PromptCacheHealth(Value):
     """How the prompt cache and its breaker are; the counts are since start."""
 
     breaker: Literal["closed", "open", "half_open"] = "closed"
@@ -382,7 +296,7 @@ class PromptCacheHealth(_Value):
     """Entries that were not what had been stored: in format, in content."""
 
 
-class StepFigures(_Value):
+class StepFigures(Value):
     """What the engine measured with a step. Zeros where there is nothing to measure."""
 
     seconds: float = 0.0
@@ -415,7 +329,7 @@ class StepFigures(_Value):
     prompt_cache_health: PromptCacheHealth = PromptCacheHealth()
 
 
-class Step(_Message):
+class Step(Message):
     """Everything that one engine step brought, for all requests: one message a step."""
 
     events: tuple[StepEvent, ...]
