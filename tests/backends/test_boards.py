@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from support.stack import Stack
 
 
+_NOT_YET = "pharos_ledger_prediction_ratio"
+"""Measured over a spell of work that has ended; until then it has no quantile."""
 pytestmark = pytest.mark.timeout(150)
 
 
@@ -37,13 +40,16 @@ def loaded(running: Stack) -> Stack:
 
 @pytest.mark.parametrize("path", BOARDS, ids=lambda path: path.stem)
 def test_every_query_of_a_board_has_data(path: Path, loaded: Stack) -> None:
-    """Prometheus can read the query, and there is at least one series with a value."""
+    """Prometheus can read the query, and there is at least one series with a number."""
 
     def empty() -> list[tuple[str, str]]:
         return [
             (title, query)
             for title, query in queries_of(path)
-            if not loaded.prometheus.query(with_values(query))
+            if not any(
+                math.isfinite(value) or _NOT_YET in query
+                for _, value in loaded.prometheus.query(with_values(query))
+            )
         ]
 
-    until(lambda: not empty(), what=f"data for {empty()}")
+    until(lambda: not empty(), what=f"data on the board {path.stem}")

@@ -24,6 +24,7 @@ OF_PROMETHEUS = re.compile(r"up|scrape_\w+|otelcol_\w+")
 AFTER_AN_EVENT = {
     "pharos_admission_refusals_total",
     "pharos_breaker_state",
+    "pharos_breaker_transitions_total",
     "pharos_engine_restarts_total",
     "pharos_ledger_limit_bytes",
     "pharos_ledger_reserved_bytes",
@@ -87,6 +88,12 @@ def test_there_are_five_boards_of_panels_that_say_what_they_show() -> None:
     for path in BOARDS:
         panels = json.loads(path.read_text(encoding="utf-8"))["panels"]
         assert all(panel.get("description") for panel in panels if panel["type"] != "row")
+
+
+def test_every_instrument_is_on_a_board() -> None:
+    """What is measured can be seen; only the engine's versions are for queries of one's own."""
+    shown = {name for _, _, query in _queries() for name in metrics_of(query)}
+    assert {"pharos_engine_info"} == INSTRUMENTS.keys() - shown
 
 
 def test_every_query_names_instruments_of_the_catalog_and_their_labels() -> None:

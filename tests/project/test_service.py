@@ -48,15 +48,23 @@ def _run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=18, check=False)
 
 
-@pytest.mark.parametrize("flags", [("--system", "--user", "daemon"), ("--system", "--port", "1")])
+@pytest.mark.parametrize(
+    "flags", [("--system", "--user", "daemon"), ("--system", "--port", "1"), ("--port", "1")]
+)
 def test_systemd_takes_the_unit(
-    flags: tuple[str, ...], analyze: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    flags: tuple[str, ...],
+    analyze: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """`systemd-analyze verify` finds no fault with what is printed for this machine."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    manager = "--system" if "--system" in flags else "--user"
     assert 0 == print_service(["systemd", *flags], {})
     unit = tmp_path / "pharos-printed.service"
     unit.write_text(capsys.readouterr().out, encoding="utf-8")
-    done = _run(analyze, "verify", "--man=no", unit)
+    done = _run(analyze, manager, "verify", "--man=no", unit)
     assert ("", 0) == (done.stderr, done.returncode)
 
 

@@ -95,6 +95,7 @@ def _steps(made: Dashboard) -> Dashboard:
                 "Threads that answer requests, and requests that wait for one.",
                 (gauge("pharos.http.threads", by="state"), "{{state}}"),
                 (gauge("pharos.http.queue.depth"), "requests waiting"),
+                (gauge("http.server.active_requests"), "requests being answered"),
             )
         )
     )
@@ -147,6 +148,24 @@ def _memory(made: Dashboard) -> Dashboard:
         )
         .with_panel(
             graph(
+                "Needed of what was promised",
+                "Measured peak memory of requests, as a share of what was promised; above 1 they "
+                "needed more.",
+                (quantile(0.95, "pharos.ledger.prediction.ratio"), "p95"),
+                (quantile(0.5, "pharos.ledger.prediction.ratio"), "p50"),
+                unit="percentunit",
+            )
+        )
+        .with_panel(
+            graph(
+                "Sent back to the queue",
+                "Sequences that went back to the queue because memory had run short.",
+                (or_none(rate("pharos.requests.preempted")), "sequences"),
+                unit="cps",
+            )
+        )
+        .with_panel(
+            graph(
                 "Reclaimed",
                 "Memory that was measured to be free after it had run short.",
                 (
@@ -174,6 +193,17 @@ def _policies(made: Dashboard) -> Dashboard:
                     "{{name}}",
                 ),
                 top=1,
+            )
+        )
+        .with_panel(
+            graph(
+                "Changes of breakers",
+                "Into which state a breaker changed.",
+                (
+                    or_none(rate("pharos.breaker.transitions", by="name, to"), label="to"),
+                    "{{name}} {{to}}",
+                ),
+                unit="cps",
             )
         )
         .with_panel(
