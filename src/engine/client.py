@@ -29,7 +29,7 @@ from .engine_state import Endurance, EngineSnapshot, EngineState
 from .flight import Flight
 from .generation import Generation, Resumed, failure, rejection
 from .in_flight import InFlight
-from .protocol import Accepted, Failed, Finish, Rejected, Started, Step
+from .protocol import Accepted, Delta, Failed, Finish, Rejected, Started, Step
 from .supervision import Supervision
 from .supervisor import EngineProcess
 
@@ -217,9 +217,12 @@ class EngineClient:
             self._last_step = message
             self._tell(lambda: self.on_step(message))
             for event in message.events:
-                self._deliver(event, message.at)
+                if type(event) is Delta:
+                    self._grow(event, message.at)
+                else:
+                    self._deliver(event)
         elif isinstance(message, Accepted | Rejected | Started | Failed):
-            self._deliver(message, 0.0)
+            self._deliver(message)
 
     def lose_engine(self, ending: str, at: float) -> Collection[float]:
         """Hold the requests for the next engine, and end those that were in too many deaths."""
@@ -332,11 +335,20 @@ class EngineClient:
                 _log.exception("a listener of the engine failed; its figures are incomplete")
             self._listener_failed = True
 
-    def _deliver(self, event: protocol.RequestEvent, at: float) -> None:
+    def _grow(self, delta: Delta, at: float) -> None:
+        """Keep and hand on what a choice gained: the way of every token, so nothing else is here."""
+        flight = self._in_flight.get(delta.id)
+        if flight is not None:
+            flight.grow(delta, at)
+            flight.generation.deliver(delta)
+            if flight.suspect and self._in_flight.acquit(flight):
+                self._send()
+
+    def _deliver(self, event: protocol.RequestEvent) -> None:
         flight = self._in_flight.get(event.id)
         if flight is None:
             return
-        told = self._in_flight.take(flight, event, at)
+        told = flight.take(event)
         match told:
             case None:
                 return

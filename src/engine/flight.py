@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from .protocol import Accepted, Delta, Finish, PrefillProgress, Started
+from .protocol import Accepted, Finish, PrefillProgress, Started
 
 if TYPE_CHECKING:
     from .generation import Generation
-    from .protocol import RequestEvent, Submit
+    from .protocol import Delta, RequestEvent, Submit
 
 __all__ = ["Flight", "Stage"]
 
@@ -101,19 +101,16 @@ class Flight:
             echo=self.submit.echo and not self.accepted_at,
         )
 
-    def take(self, event: RequestEvent, at: float) -> RequestEvent | None:
-        """Keep what an event brings; return what the request's thread is told, if anything.
+    def grow(self, delta: Delta, at: float) -> None:
+        """Keep the tokens that a choice gained; ``at`` is when the engine sent them."""
+        tokens = self.tokens[delta.choice]
+        if not tokens:
+            self.first_token_at[delta.choice] = at
+        tokens += delta.tokens
 
-        Args:
-            event: About this request.
-            at: When the engine sent it.
-        """
+    def take(self, event: RequestEvent) -> RequestEvent | None:
+        """Keep what another event brings; return what the request's thread is told, if anything."""
         match event:
-            case Delta():
-                tokens = self.tokens[event.choice]
-                if not tokens:
-                    self.first_token_at[event.choice] = at
-                tokens.extend(event.tokens)
             case Finish():
                 self.ended.add(event.choice)
                 return event if self.sends == 1 else self._with_true_times(event)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from .flight import Flight
-    from .protocol import RequestEvent, ToEngine
+    from .protocol import ToEngine
 
 __all__ = ["InFlight", "Verdict"]
 
@@ -149,13 +149,14 @@ class InFlight:
         with self._lock:
             self._forget(flight)
 
-    def take(self, flight: Flight, event: RequestEvent, at: float) -> RequestEvent | None:
-        """Keep what an event brings; see :meth:`Flight.take`. For the reader thread alone."""
-        told = flight.take(event, at)
-        if flight is self._trial and flight.proven:
-            with self._lock:
-                self._acquit(flight)
-        return told
+    def acquit(self, flight: Flight) -> bool:
+        """End a request's trial if it is on trial and proven; return whether it was."""
+        if flight is not self._trial or not flight.proven:
+            return False
+        with self._lock:
+            flight.suspect = False
+            self._trial = None
+        return True
 
     @property
     def due(self) -> bool:
@@ -238,10 +239,6 @@ class InFlight:
             flight.deaths -= culprit.deaths
             flight.suspect = flight.suspect and bool(flight.deaths)
         return frozenset(culprit.deaths)
-
-    def _acquit(self, flight: Flight) -> None:
-        flight.suspect = False
-        self._trial = None
 
     def _forget(self, flight: Flight) -> None:
         self._flights.pop(flight.id, None)

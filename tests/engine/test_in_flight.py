@@ -163,10 +163,14 @@ class _World:
         for event in events:
             flight = self.table.get(event.id)
             assert flight is not None
-            told = self.table.take(flight, event, 5.0)
-            if isinstance(told, Delta):
-                self.texts.setdefault((told.id, told.choice), []).extend(told.tokens)
-            elif isinstance(told, Finish):
+            if isinstance(event, Delta):
+                flight.grow(event, 5.0)
+                self.texts.setdefault((event.id, event.choice), []).extend(event.tokens)
+                if flight.suspect and self.table.acquit(flight):
+                    self.send()
+                continue
+            told = flight.take(event)
+            if isinstance(told, Finish):
                 self.finished.append((told.id, told.choice))
                 flight.places -= 1
                 if flight.places == 0:
