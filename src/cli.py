@@ -123,10 +123,14 @@ def _serve(arguments: Sequence[str]) -> int:
         ),
     )
     try:  # from here on the model loads while Flask is imported
+        import logging
+
+        from .resilience.failure_text import log_uncaught
         from .server import SdNotify, serve
         from .telemetry.log import configure_log
 
         configure_log(level=settings.log_level, style=settings.log_format)
+        log_uncaught(logging.getLogger("mlx_pharos"))
         # auto is as in configure_log: people read terminals, programs read everything else.
         plain = settings.log_format == "console" or (
             settings.log_format == "auto" and sys.stderr.isatty()

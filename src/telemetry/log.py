@@ -3,7 +3,9 @@
 Everything that goes through :mod:`logging` ends here, so the lines of the
 libraries look like ours. The access line of a request is made from one frozen
 :class:`RequestLine`, which has no room for a prompt, an answer, a key, an
-address or a path.
+address or a path. All other lines are sanitized, and of an exception they say
+its kind and where it was; its text only where its shape is known, or at the
+level ``debug``.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 import structlog
 
+from ..resilience.failure_text import describe_failure
+from ..resilience.sanitize import sanitize_error_message
 from .correlation import CURRENT
 
 if TYPE_CHECKING:
@@ -112,11 +116,13 @@ def configure_log(
                 structlog.stdlib.add_log_level,
                 structlog.stdlib.add_logger_name,
                 structlog.stdlib.ExtraAdder(),
+                _sanitize,
                 _add_trace,
                 structlog.processors.TimeStamper(fmt="iso", utc=style == "json"),
             ],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                _FailureText(with_text=level == "debug"),
                 *_renderers(style, colors=target.isatty()),
             ],
         )
@@ -152,6 +158,34 @@ def _json(event: object, **_: object) -> str:
         return json.dumps(event, default=repr, skipkeys=True)
 
 
+_OURS = "mlx_pharos"
+
+
+def _sanitize(_: object, __: str, event: EventDict) -> EventDict:
+    """Clean what others wrote. The fields of our own lines are ours; a route looks like a path."""
+    event["event"] = sanitize_error_message(str(event["event"]))
+    event.pop("stack_info", None)
+    if not str(event.get("logger", "")).startswith(_OURS):
+        for name, value in event.items():
+            if isinstance(value, str) and name not in {"event", "level", "logger"}:
+                event[name] = sanitize_error_message(value)
+    return event
+
+
+class _FailureText:
+    """Puts what may be said of an exception into the line."""
+
+    def __init__(self, *, with_text: bool) -> None:
+        self._with_text = with_text
+
+    def __call__(self, _: object, __: str, event: EventDict) -> EventDict:
+        info = event.pop("exc_info", None)
+        error = info[1] if isinstance(info, tuple) else info
+        if isinstance(error, BaseException):
+            event["exception"] = describe_failure(error, with_text=self._with_text)
+        return event
+
+
 def _add_trace(_: object, __: str, event: EventDict) -> EventDict:
     """Say to which request a line belongs, where it was written while one was answered."""
     trace_id, span_id = CURRENT.get()
@@ -163,9 +197,5 @@ def _add_trace(_: object, __: str, event: EventDict) -> EventDict:
 
 def _renderers(style: Literal["json", "console"], *, colors: bool) -> list[Processor]:
     if style == "json":
-        return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_json)]
-    return [
-        structlog.dev.ConsoleRenderer(
-            colors=colors, exception_formatter=structlog.dev.plain_traceback
-        )
-    ]
+        return [structlog.processors.JSONRenderer(_json)]
+    return [structlog.dev.ConsoleRenderer(colors=colors)]

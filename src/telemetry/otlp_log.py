@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry._logs import SeverityNumber
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
+from ..resilience.sanitize import sanitize_error_message
 from .correlation import CURRENT
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 """What every record has; the rest was given by whoever logs."""
 _EXPORTER = "urllib3"
 """The exporter's own transport: its debug lines about sending lines would never end."""
+_OURS = "mlx_pharos"
+"""Loggers whose fields are composed by us; those of others are sanitized."""
+_REQUESTS = f"{_OURS}.requests"
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 
 
@@ -56,11 +60,17 @@ class OtlpLogHandler(logging.Handler):
                 context=_context(attributes),
                 severity_number=_severity(record.levelno),
                 severity_text=record.levelname,
-                body=record.getMessage(),
+                body=_body(record),
                 attributes=attributes,
             )
         except Exception:  # noqa: BLE001 - a log line must never fail what it tells of
             self.handleError(record)
+
+
+def _body(record: logging.LogRecord) -> str:
+    """Return the message; that of a finished request is one word."""
+    message = record.getMessage()
+    return message if record.name == _REQUESTS else sanitize_error_message(message)
 
 
 def _severity(level: int) -> SeverityNumber:
@@ -69,13 +79,19 @@ def _severity(level: int) -> SeverityNumber:
 
 def _attributes(record: logging.LogRecord) -> dict[str, Any]:
     attributes = {
-        name: value if isinstance(value, str | int | float) else str(value)
+        name: _field(record, value)
         for name, value in vars(record).items()
         if name not in _STANDARD and not name.startswith("_")
     }
     if record.exc_info and record.exc_info[0]:
         attributes["exception.type"] = record.exc_info[0].__name__
     return attributes
+
+
+def _field(record: logging.LogRecord, value: object) -> str | int | float:
+    if isinstance(value, int | float):
+        return value
+    return str(value) if record.name.startswith(_OURS) else sanitize_error_message(str(value))
 
 
 def _context(attributes: dict[str, Any]) -> Context:

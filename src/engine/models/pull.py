@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from ...resilience.error_handler import ErrorHandler
 from ...resilience.errors import ModelError
+from ...resilience.failure_text import describe_failure
 from ...resilience.retry import Retry
 from .attempts import AttemptLog, read_reports
 from .directory import inspect_directory
@@ -188,6 +189,9 @@ def _main(arguments: list[str]) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except Exception as error:  # noqa: BLE001 - the process's border
+        report(f"The pull failed, and nobody expected it to:\n{describe_failure(error)}")
+        return 1
     return 0
 
 

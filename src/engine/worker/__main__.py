@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 from ...resilience.errors import ModelError
+from ...resilience.failure_text import SanitizedFormatter, log_uncaught
 from ..models.blas import BlasPreload, preload
 from ..protocol import EngineOptions, LoadFailed, decode_options
 from .inbox import Outbox
@@ -33,9 +34,7 @@ _log = logging.getLogger("mlx_pharos.engine")
 
 def main() -> int:
     """Serve until the server closes the pipe; return the exit code."""
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(levelname)s engine: %(message)s"
-    )
+    _configure_log()
     # The server decides when to end; the engine must outlive a drain.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -73,6 +72,14 @@ def _die_with_server() -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+
+
+def _configure_log() -> None:
+    """Write to standard error, which is the server's: no prompt, key or path."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(SanitizedFormatter("%(asctime)s %(levelname)s engine: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    log_uncaught(_log)
 
 
 def _watch(connection: Connection) -> None:
