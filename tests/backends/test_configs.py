@@ -6,9 +6,10 @@ import json
 import os
 import shutil
 import subprocess
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 
 from support.backend import DEPLOY, Jaeger, backend_program
 from support.polling import fetch_json
@@ -95,3 +96,38 @@ def test_compose_files(overlay: str, tmp_path: Path) -> None:
         for service in services.values()
         for port in service.get("ports", ())
     )
+
+
+@pytest.mark.parametrize("place", ["host", "server"])
+def test_prometheus_file_in_compose(place: str, tmp_path: Path) -> None:
+    """Prometheus takes its file with the targets that compose gives it."""
+    folder = shutil.copytree(DEPLOY / "prometheus", tmp_path / "prometheus")
+    shutil.copytree(DEPLOY / "compose" / "targets" / place, folder / "targets", dirs_exist_ok=True)
+    shutil.copy(DEPLOY / "compose" / "no-key", folder / "pharos-metrics-key")
+    _run("promtool", "check", "config", "prometheus.yml", folder=folder)
+
+
+def test_the_servicemonitor() -> None:
+    """The Prometheus operator's own definition has every field of it."""
+    jsonschema = pytest.importorskip("jsonschema", reason="`make checkers` installs jsonschema")
+    definition = yaml.safe_load(backend_program("servicemonitor.yaml").read_text(encoding="utf-8"))
+    (schema,) = [
+        version["schema"]["openAPIV3Schema"]
+        for version in definition["spec"]["versions"]
+        if version["name"] == "v1"
+    ]
+    _close(schema["properties"]["spec"])
+    manifest = (DEPLOY / "kubernetes" / "servicemonitor.yaml").read_text(encoding="utf-8")
+    jsonschema.validate(yaml.safe_load(manifest), schema)
+
+
+def _close(schema: Any) -> None:
+    """Let objects have no fields but those that are declared: the API server drops others silently."""
+    if isinstance(schema, list):
+        for each in schema:
+            _close(each)
+    elif isinstance(schema, dict):
+        if "properties" in schema and schema.get("type") == "object":
+            schema["additionalProperties"] = False
+        for each in schema.values():
+            _close(each)
