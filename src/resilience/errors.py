@@ -325,6 +325,7 @@ class DeadlineExceededError(GenerationError):
 
     status = 504
     code = "deadline_exceeded"
+    advice = "Ask for less, or allow more time; what a stream has sent is valid."
 
 
 class InternalError(PharosError):

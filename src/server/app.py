@@ -17,8 +17,6 @@ from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from ..resilience.errors import (
-    InternalError,
-    InvalidRequestError,
     MethodNotAllowedError,
     PharosError,
     RouteNotFoundError,
@@ -30,6 +28,7 @@ from ..telemetry.recorder import Recorder
 from ..telemetry.spans import SpanWriter
 from ..telemetry.telemetry import Telemetry, TelemetryOptions
 from .cache_observation import CacheHealthFolder
+from .foreign_errors import told_error
 from .gate import add_gate
 from .generate import GenerateRoute
 from .json_body import shown
@@ -140,8 +139,9 @@ def _add_telemetry(
 def _add_errors(app: Flask) -> None:
     @app.errorhandler(PharosError)
     def pharos_error(error: PharosError) -> Response:
-        exchange_of(request.environ).fail(error)
-        return error_response(error)
+        told = told_error(error)
+        exchange_of(request.environ).fail(told)
+        return error_response(told)
 
     @app.errorhandler(ClientGoneError)
     def client_gone(_: ClientGoneError) -> Response:
@@ -157,12 +157,11 @@ def _add_errors(app: Flask) -> None:
         return response
 
     @app.errorhandler(Exception)
-    def unexpected(_: Exception) -> Response:
+    def unexpected(error: Exception) -> Response:
         _log.exception("request %s failed in the server", g.get("request_id"))
-        message = "The server failed unexpectedly. Its log has the details under the request id."
-        error = InternalError(message)
-        exchange_of(request.environ).fail(error)
-        return error_response(error)
+        told = told_error(error)
+        exchange_of(request.environ).fail(told)
+        return error_response(told)
 
 
 def _from_werkzeug(error: HTTPException) -> PharosError:
@@ -175,7 +174,7 @@ def _from_werkzeug(error: HTTPException) -> PharosError:
             "The header 'Allow' lists what it takes."
         )
         return MethodNotAllowedError(message)
-    return InvalidRequestError("The request cannot be understood.")
+    return told_error(error)
 
 
 def _add_request_id(app: Flask) -> None:

@@ -9,7 +9,6 @@ from flask import Response, g, request
 
 from ..resilience.deadline import Deadlines
 from ..resilience.errors import (
-    InternalError,
     ModelNotFoundError,
     PharosError,
     RequestError,
@@ -20,6 +19,7 @@ from .auth import ANONYMOUS
 from .content_capture import capture
 from .envelope import Envelope
 from .families import ChatFamily, CompletionFamily, check_capacity
+from .foreign_errors import told_error
 from .json_body import read_json_object, shown
 from .patience import TIMEOUT_HEADER, RequestPatience, requested_seconds
 from .rating import settled, take_tokens
@@ -90,8 +90,8 @@ class GenerateRoute:
         except ClientGoneError:
             draft.left = True
             raise
-        except Exception:
-            draft.fail(InternalError("The server failed unexpectedly."))
+        except Exception as error:
+            draft.fail(told_error(error))
             raise
 
     def _answer(self, family: Family, draft: GenerationDraft) -> Response:

@@ -6,7 +6,8 @@ import logging
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from ..resilience.errors import InternalError, PharosError
+from ..resilience.errors import PharosError
+from .foreign_errors import told_error
 from .json_text import DONE, KEEP_ALIVE, error_event
 from .run import ClientGoneError
 
@@ -70,10 +71,9 @@ class EventStream:
         except PharosError as error:
             self._draft.fail(error)
             yield error_event(error)
-        except Exception:  # noqa: BLE001 - the border of the request, which tells its client
+        except Exception as error:  # noqa: BLE001 - the border of the request, which tells its client
             _log.exception("the stream of request %s failed", self._request_id)
-            message = "The server failed while it streamed the answer. Its log has the details "
-            failure = InternalError(message + "under the request id.")
+            failure = told_error(error)
             self._draft.fail(failure)
             yield error_event(failure)
 

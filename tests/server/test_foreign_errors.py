@@ -1,0 +1,188 @@
+"""Every error of a lower layer that a route can meet is an answer in OpenAI's shape."""
+
+from __future__ import annotations
+
+import builtins
+import concurrent.futures
+import errno
+import http.client
+import json
+import multiprocessing
+import queue
+import socket
+import struct
+import subprocess
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pydantic
+import pydantic_core
+import pytest
+import werkzeug.exceptions
+
+from mlx_pharos.engine.client import EngineState
+from mlx_pharos.resilience import errors
+from mlx_pharos.server.app import create_app, start_telemetry
+from mlx_pharos.server.foreign_errors import told_error
+from mlx_pharos.server.options import ServerOptions
+from mlx_pharos.telemetry.attributes import ERROR_TYPE
+from support.client import CHAT, chat_body
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_PLANT = "Zq9planted"
+_LAYERS = [
+    builtins,
+    concurrent.futures,
+    errors,
+    http.client,
+    json,
+    msgspec,
+    multiprocessing,
+    pydantic_core,
+    queue,
+    socket,
+    struct,
+    subprocess,
+    werkzeug.exceptions,
+    zlib,
+]
+
+
+def _kinds() -> list[type[Exception]]:
+    """All exceptions that the layers have, our own too; warnings are no errors.
+
+    Without werkzeug's two abstract ones, which have no status: Flask takes such
+    for a finished response, and only their children are raised.
+    """
+    found = {
+        value
+        for layer in _LAYERS
+        for value in vars(layer).values()
+        if isinstance(value, type)
+        and issubclass(value, Exception)
+        and not issubclass(value, Warning)
+        and (issubclass(value, errors.PharosError) or getattr(value, "code", 0) is not None)
+    }
+    return sorted(found, key=lambda kind: f"{kind.__module__}.{kind.__qualname__}")
+
+
+class _Model(pydantic.BaseModel):
+    field: int
+
+
+def _validation_error() -> Exception:
+    try:
+        _Model.model_validate({"field": _PLANT})
+    except pydantic.ValidationError as error:
+        return error
+    raise AssertionError
+
+
+def _made(kind: type[Exception]) -> Exception:
+    """One with a secret in it, however it wants to be made."""
+    if kind is pydantic_core.ValidationError:
+        return _validation_error()
+    group = (_PLANT, [ValueError(_PLANT)])
+    for arguments in ((_PLANT,), group, (_PLANT, _PLANT), ("missing",), ()):
+        try:
+            return kind(*arguments)
+        except (TypeError, KeyError):
+            continue
+    return kind.__new__(kind)
+
+
+class _Raising:
+    """An engine whose border lets an error through."""
+
+    state = EngineState.READY
+    loaded = None
+    retry_after = 1.0
+
+    def __init__(self) -> None:
+        self.error: Exception = ValueError()
+
+    def submit_all(self, *_: object, **__: object) -> None:
+        """Raise."""
+        raise self.error
+
+
+@pytest.fixture
+def ask() -> Iterator[Any]:
+    """Posts a chat that meets an error, and returns the answer."""
+    engine: Any = _Raising()
+    options = ServerOptions(("tiny",))
+    with start_telemetry(options) as telemetry:
+        client = create_app(options, engine, telemetry).test_client()
+
+        def post(error: Exception) -> Any:
+            engine.error = error
+            return client.post(CHAT, json=chat_body())
+
+        yield post
+
+
+def test_no_error_of_a_lower_layer_gets_through_unmapped(ask: Any) -> None:
+    """Whatever class a route meets, the client gets a status, a known code, a message of ours."""
+    kinds = _kinds()
+    assert len(kinds) > 100
+    for kind in kinds:
+        if issubclass(kind, errors.PharosError) and kind.is_told:
+            continue  # those are ours to word
+        answer = ask(_made(kind))
+        told = answer.get_json()["error"]
+        assert {"message", "type", "param", "code"} == set(told), kind
+        assert 400 <= answer.status_code < 600, kind
+        assert told["code"] in ERROR_TYPE.values, kind
+        assert _PLANT.encode() not in answer.data, kind
+        assert _PLANT not in str(answer.headers), kind
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (MemoryError(_PLANT), 503, "out_of_memory"),
+        (OSError(errno.EMFILE, _PLANT), 503, "engine_unavailable"),
+        (OSError(errno.ENOENT, "x", _PLANT), 500, "internal_error"),
+        (RecursionError(_PLANT), 500, "internal_error"),
+        (RuntimeError(f"[malloc] {_PLANT}"), 500, "internal_error"),
+        (queue.Empty(), 500, "internal_error"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, _PLANT), 500, "internal_error"),
+        (msgspec.DecodeError(_PLANT), 500, "internal_error"),
+        (_validation_error(), 500, "internal_error"),
+        (werkzeug.exceptions.RequestEntityTooLarge(_PLANT), 413, "body_too_large"),
+        (werkzeug.exceptions.UnsupportedMediaType(_PLANT), 415, "unsupported_media_type"),
+        (werkzeug.exceptions.BadRequest(_PLANT), 400, "invalid_value"),
+        (werkzeug.exceptions.ServiceUnavailable(_PLANT), 500, "internal_error"),
+        (errors.ModelError(f"/srv/{_PLANT} is damaged"), 500, "internal_error"),
+        (errors.CacheError(_PLANT, operation="load"), 500, "internal_error"),
+    ],
+)
+def test_what_each_kind_is_told_as(ask: Any, error: Exception, status: int, code: str) -> None:
+    """What may pass is a 503 with a time, what the client did is a 400, all else is ours."""
+    answer = ask(error)
+    assert (status, code) == (answer.status_code, answer.get_json()["error"]["code"])
+    assert (status == 503) == ("Retry-After" in answer.headers)
+    assert _PLANT.encode() not in answer.data
+
+
+def test_an_error_of_ours_is_told_as_it_is() -> None:
+    """Its message was composed for the client."""
+    error = errors.QueueFullError("Full.")
+    assert error is told_error(error)
+
+
+def test_every_leaf_has_a_status_a_type_a_code_and_advice() -> None:
+    """Whoever adds an error says what a client can do about it."""
+    leaves = [
+        kind
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.PharosError) and kind.code is not None
+    ]
+    assert len(leaves) > 20
+    for leaf in leaves:
+        assert 400 <= leaf.status < 600, leaf
+        assert leaf.type.endswith("_error"), leaf
+        assert leaf.advice.endswith("."), leaf
