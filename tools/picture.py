@@ -33,11 +33,17 @@ _UNITS = {
 _SMALL, _SMALLEST = 7, 6
 
 
+def _window(url: str) -> str:
+    """Return over how long rates are taken: four scrapes, as in Grafana, and 15 s at least."""
+    with urllib.request.urlopen(f"{url}/api/v1/targets", timeout=30) as answer:  # noqa: S310
+        targets = json.load(answer)["data"]["activeTargets"]
+    found = [float(each["scrapeInterval"].removesuffix("s")) for each in targets]
+    return f"{max(15.0, 4 * max(found)):g}s"
+
+
 def _asked(url: str, query: str, seconds: float, end: float) -> list[dict[str, Any]]:
-    for name, value in (("$__rate_interval", "15s"), ("$__range", f"{seconds:g}s")):
-        query = query.replace(name, value)
     form = {
-        "query": query.replace("$instance", ".*"),
+        "query": query.replace("$instance", ".*").replace("$__range", f"{seconds:g}s"),
         "start": str(end - seconds),
         "end": str(end),
         "step": f"{seconds / _POINTS:g}",
@@ -76,7 +82,8 @@ def _draw(axes: Any, panel: dict[str, Any], url: str, seconds: float, end: float
         return
     axes.set_ylabel(unit, fontsize=_SMALLEST)
     axes.set_xlabel("seconds before the end", fontsize=_SMALLEST)
-    axes.legend(fontsize=_SMALLEST, loc="upper left", frameon=False, ncols=2)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=_SMALLEST, loc="upper left", frameon=False, ncols=2)
 
 
 def main(board: str, url: str, seconds: float, output: str) -> None:
@@ -84,11 +91,8 @@ def main(board: str, url: str, seconds: float, output: str) -> None:
     matplotlib = importlib.import_module("matplotlib")
     matplotlib.use("agg")
     pyplot = importlib.import_module("matplotlib.pyplot")
-    panels = [
-        each
-        for each in json.loads(Path(board).read_text(encoding="utf-8"))["panels"]
-        if each["type"] in {"stat", "timeseries"}
-    ]
+    text = Path(board).read_text(encoding="utf-8").replace("$__rate_interval", _window(url))
+    panels = [each for each in json.loads(text)["panels"] if each["type"] in {"stat", "timeseries"}]
     rows = max(each["gridPos"]["y"] + each["gridPos"]["h"] for each in panels)
     figure = pyplot.figure(figsize=(13, rows * 0.28), layout="constrained")
     grid = figure.add_gridspec(rows, _COLUMNS)
