@@ -9,14 +9,17 @@ import io
 import json
 import logging
 import os
+import signal
 import statistics
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from mlx_pharos.engine.engine_state import Endurance
 from mlx_pharos.telemetry.collector import make_window
 from mlx_pharos.telemetry.log import configure_log
 from mlx_pharos.telemetry.telemetry import Telemetry, TelemetryOptions
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
 
     from support.client import RunningServer
     from support.traffic import Seen
+
+pytestmark = pytest.mark.timeout(60)
+"""Half a thousand requests and two restarts come before the first test."""
 
 KINDS = {
     "plain": 130,
@@ -100,26 +106,38 @@ def books(tmp_path_factory: pytest.TempPathFactory, serving: Callable[..., Any])
         with collector() as target:
             options = TelemetryOptions(model="tiny", otlp_endpoint=target.endpoint)
             telemetry = Telemetry(options, window=make_window())
-            with serving(model, telemetry=telemetry, max_batch=8, max_queue=40) as server:
+            with serving(
+                model,
+                telemetry=telemetry,
+                endurance=Endurance(crash_budget=1),
+                max_batch=8,
+                max_queue=40,
+            ) as server:
                 traffic = Traffic(server, seed=20240229)
                 traffic.run(KINDS, clients=20)
-                _kill_the_engine(server, traffic)
+                _kill_engines(server, traffic)
                 yield _collect(server, traffic, telemetry, target, lines)
     finally:
         root.handlers, root.level = before
 
 
-def _kill_the_engine(server: RunningServer, traffic: Traffic) -> None:
-    """Let four endless streams meet the engine's end, and four requests come after it."""
+def _kill_engines(server: RunningServer, traffic: Traffic) -> None:
+    """Let six streams meet an engine's end: four go on in the next one and end well. Two never end,
+    and meet another end, which is one more than they may. Four requests come after that.
+    """
     wait_until(lambda: server.engine.in_flight == 0)
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(4) as pool:
-        streams = [pool.submit(traffic.send, "endless", seed) for seed in range(4)]
-        wait_until(lambda: server.engine.snapshot().running == 4)
-        os.kill(server.engine.pid, 9)
-        traffic.seen += [stream.result() for stream in streams]
+    with ThreadPoolExecutor(6) as pool:
+        finite = [pool.submit(traffic.send, "long", seed) for seed in range(4)]
+        endless = [pool.submit(traffic.send, "endless", seed) for seed in (8, 9)]
+        wait_until(lambda: server.engine.snapshot().running == 6, 20)
+        first = server.engine.pid
+        os.kill(first, signal.SIGKILL)
+        traffic.seen += [stream.result() for stream in finite]
+        wait_until(lambda: server.engine.pid != first and server.engine.snapshot().running == 2, 20)
+        os.kill(server.engine.pid, signal.SIGKILL)
+        traffic.seen += [stream.result() for stream in endless]
     traffic.run({"plain": 4}, clients=4)
+    assert server.engine.wait_ready(20)
 
 
 def _collect(
@@ -129,7 +147,7 @@ def _collect(
         parsed = map(json.loads, lines.getvalue().splitlines())
         return [line for line in parsed if line["logger"] == "mlx_pharos.requests"]
 
-    wait_until(lambda: len(lines_now()) >= len(traffic.seen))
+    wait_until(lambda: len(lines_now()) >= len(traffic.seen), 20)
     legacy = server.get("/v1/metrics").json
     scrape = server.get("/metrics").body.decode()
     wait_until(lambda: len(lines_now()) >= len(traffic.seen) + 2)
@@ -297,6 +315,18 @@ def test_each_request_is_one_trace(books: Books) -> None:
             for span in inner:
                 assert server.start_time_unix_nano <= span.start_time_unix_nano
                 assert span.end_time_unix_nano <= server.end_time_unix_nano
+
+
+def test_resumed_requests_are_counted_as_such(books: Books) -> None:
+    """Six requests went on in another engine: the scrape = OTLP = the spans' events, and restarts."""
+    lost = Counter({("SIGKILL",): 6})
+    name = "pharos_requests_resumed"
+    assert lost == books.series(name, "reason", name=f"{name}_total")
+    assert lost == +books.pushed("pharos.requests.resumed", "reason")
+    events = [event.name for span in books.spans for event in span.events]
+    assert (6, 6) == (events.count("engine.lost"), events.count("resumed"))
+    name = "pharos_engine_restarts"
+    assert Counter({("SIGKILL",): 2}) == books.series(name, "reason", name=f"{name}_total")
 
 
 def test_nothing_is_dropped(books: Books) -> None:

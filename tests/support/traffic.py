@@ -173,6 +173,7 @@ def _request(kind: str, draw: random.Random) -> tuple[str, str, str, Any, dict[s
         "plain": ends | {"n": draw.randrange(1, 4)},
         "stream": streamed | {"n": draw.randrange(1, 3)},
         "wide": {"n": 40, "max_tokens": 2},
+        "long": endless | streamed | {"max_tokens": 600},
     }
     return "POST", CHAT, CHAT, chat | more.get(kind, endless), {}
 
