@@ -50,6 +50,9 @@ class Recorder:
         self._lock = threading.Lock()
         self._active: dict[str, int] = {}
         instruments.observe("http.server.active_requests", self._read_active)
+        for reason in a.REFUSAL_REASON.values:
+            # Zeros from the start: an alert on a rate sees the first refusal too.
+            self._refusals.add(0, {a.REFUSAL_REASON.name: reason})
 
     def begin(self, method: str) -> None:
         """Count a request that has arrived."""

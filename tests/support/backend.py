@@ -16,7 +16,15 @@ from .program import Program, free_ports
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["DEPLOY", "Alertmanager", "Collector", "Jaeger", "Prometheus", "backend_program"]
+__all__ = [
+    "DEPLOY",
+    "Alertmanager",
+    "Collector",
+    "Jaeger",
+    "Prometheus",
+    "backend_program",
+    "find_backend",
+]
 
 _ROOT = Path(__file__).parents[2]
 DEPLOY = _ROOT / "deploy"
@@ -24,10 +32,16 @@ _PROGRAMS = _ROOT / ".backends" / "bin"
 _REQUIRED = os.environ.get("PHAROS_REQUIRE_BACKENDS") == "1"
 
 
+def find_backend(name: str) -> Path | None:
+    """Return where a program is, None where it is not built."""
+    path = _PROGRAMS / name
+    return path if path.exists() else None
+
+
 def backend_program(name: str) -> Path:
     """Return where a program is; skip the test where it is not built, or fail if it has to be."""
-    path = _PROGRAMS / name
-    if not path.exists():
+    path = find_backend(name)
+    if path is None:
         text = f"{name} is not on this machine: `make backends` builds it"
         if _REQUIRED:
             pytest.fail(text)

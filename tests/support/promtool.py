@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 
-from .backend import backend_program
+from .backend import backend_program, find_backend
 
 __all__ = ["VLLM_COLONS", "promtool_findings"]
 
@@ -16,10 +17,12 @@ VLLM_COLONS = re.compile(r"vllm:\w+ metric names should not contain ':'")
 def promtool_findings(text: str) -> list[str]:
     """Return the findings, one a line; the test is skipped where the tool is missing.
 
-    Text that it cannot read is a finding too.
+    Text that it cannot read is a finding too. The tool is the one that was built, or the system's.
     """
+    built = find_backend("promtool")
+    program = built or shutil.which("promtool") or backend_program("promtool")
     result = subprocess.run(
-        [backend_program("promtool"), "check", "metrics"],
+        [program, "check", "metrics"],
         input=text,
         capture_output=True,
         text=True,

@@ -226,7 +226,7 @@ def test_a_refusal_is_traced_and_no_latency(bench: _Bench) -> None:
     draft = _draft()
     draft.fail(QueueFullError("full"))
     bench.call(draft, status="503 Service Unavailable")
-    (refusal,) = bench.points("pharos.admission.refusals")
+    (refusal,) = [each for each in bench.points("pharos.admission.refusals") if each.value]
     assert {"reason": "queue_full"} == dict(refusal.attributes)
     figures = bench.collector.figures()
     assert (1, 0) == (figures.total_requests, figures.latency_samples)
@@ -243,7 +243,7 @@ def test_a_refusal_counts_unless_the_request_had_begun(bench: _Bench) -> None:
         draft = _draft(report)
         draft.fail(DrainingError("stopping"))
         bench.call(draft, status="503 Service Unavailable")
-    (refusal,) = bench.points("pharos.admission.refusals")
+    (refusal,) = [each for each in bench.points("pharos.admission.refusals") if each.value]
     assert ({"reason": "draining"}, 1) == (dict(refusal.attributes), refusal.value)
 
 
