@@ -179,5 +179,5 @@ def test_every_rule_is_evaluated(running: Stack) -> None:
 
     found = until(rules, lambda all_: all(rule["health"] == "ok" for rule in all_), what="rules")
     assert len(found) > 40
-    ratio = "job:pharos_request_errors:ratio_rate5m"
+    ratio = 'job:pharos_request_errors:ratio_rate5m{job="pharos"}'
     until(lambda: running.prometheus.value(ratio), lambda value: value >= 0, what=ratio)

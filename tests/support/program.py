@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import urllib.request
@@ -41,7 +42,9 @@ class Program:
             folder: It runs in; its log is written beside it.
             variables: Of its environment.
         """
-        self._command = [*map(str, command)]
+        # Where the system can do it, nothing outlives tests that were killed themselves.
+        guard = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+        self._command = [*guard, *map(str, command)]
         self._ready = ready
         self._folder = folder
         self._variables = dict(variables or {})
@@ -59,7 +62,7 @@ class Program:
                 stderr=log,
             )
         try:
-            until(self._is_ready, what=f"{self._command[0]} is ready")
+            until(self._is_ready, what=f"{self._command} is ready")
         except BaseException:
             self.kill()
             raise
@@ -91,7 +94,7 @@ class Program:
         assert self._process is not None
         if self._process.poll() is not None:
             said = self.log.read_text(encoding="utf-8", errors="replace")[-3000:]
-            message = f"{self._command[0]} ended with {self._process.returncode}: {said}"
+            message = f"{self._command} ended with {self._process.returncode}: {said}"
             raise AssertionError(message)
         with urllib.request.urlopen(self._ready, timeout=5) as answer:
             return bool(answer.status == 200)
