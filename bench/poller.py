@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 __all__ = ["SCRAPES", "polling"]
 
@@ -25,10 +25,12 @@ SCRAPES = ("/metrics", "/v1/metrics")
 
 
 @contextmanager
-def polling(port: int, pause: float) -> Iterator[dict[str, list[float]]]:
+def polling(
+    port: int, pause: float, paths: Sequence[str] = SCRAPES
+) -> Iterator[dict[str, list[float]]]:
     """Poll while the context lasts; the dictionary has the seconds by path after it."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "bench.poller", str(port), str(pause), *SCRAPES],
+        [sys.executable, "-m", "bench.poller", str(port), str(pause), *paths],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -7,7 +7,7 @@ from statistics import median, quantiles
 from typing import TYPE_CHECKING
 
 from .load import Load, run_load
-from .poller import polling
+from .poller import SCRAPES, polling
 from .receiver import receiver
 from .scenarios import OURS, Row, Setting, outcomes_as_json
 from .servers import pharos_command, running
@@ -26,6 +26,7 @@ _ON = {"OTEL_TRACES_SAMPLER": "always_on", "OTEL_METRIC_EXPORT_INTERVAL": "5000"
 _POLLS = 500
 """Of each path at least, for a 99th percentile."""
 _LONGEST_ROUNDS = 60
+_NOTHING = "/livez"
 
 
 def telemetry_32(setting: Setting) -> list[Row]:
@@ -76,8 +77,11 @@ def _observed(server: ServerProcess, number: int) -> Outcome:
 
 
 def polls(setting: Setting) -> list[Row]:
-    """How long ``/metrics`` and ``/v1/metrics`` take while 32 streams run."""
-    seconds: dict[str, list[float]] = {}
+    """How long ``/metrics`` and ``/v1/metrics`` take while 32 streams run, and ``/livez`` meanwhile.
+
+    The latter asks for nothing: it shows what the wait for the machine and for a thread takes.
+    """
+    seconds: dict[str, list[float]] = {path: [] for path in (*SCRAPES, _NOTHING)}
     with ExitStack() as stack:
         endpoint = stack.enter_context(receiver())
         server = stack.enter_context(
@@ -85,24 +89,24 @@ def polls(setting: Setting) -> list[Row]:
         )
         _load(server, 0)
         for number in range(1, _LONGEST_ROUNDS):
-            with polling(server.port, 0.05) as found:
+            with polling(server.port, 0.05, [*seconds]) as found:
                 _load(server, number)
             for path, taken in found.items():
                 # The last one may fall behind the load.
-                seconds.setdefault(path, []).extend(taken[:-1])
-            if min(map(len, seconds.values())) >= _POLLS:
+                seconds[path] += taken[:-1]
+            if len(seconds[_NOTHING]) >= _POLLS:
                 break
-    rows = []
-    for path, bound in (("/v1/metrics", "<= 5"), ("/metrics", "<= 25")):
-        taken = [1e3 * each for each in seconds[path]]
-        rows += [
-            Row("polls, 32 streams", f"{path} p99, ms", [quantiles(taken, n=100)[98]], "", [], bound),
-            Row(
-                "polls, 32 streams", f"{path} median, ms", [median(taken)], "", [], "",
-                raw={"milliseconds": taken},
-            ),
-        ]  # fmt: skip
-    return rows
+    bounds = {"/v1/metrics": "<= 5", "/metrics": "<= 25", _NOTHING: ""}
+    return [row for path, bound in bounds.items() for row in _poll_rows(path, seconds[path], bound)]
+
+
+def _poll_rows(path: str, seconds: list[float], bound: str) -> list[Row]:
+    taken = [1e3 * each for each in seconds]
+    name, raw = "polls, 32 streams", {"milliseconds": taken}
+    return [
+        Row(name, f"{path} p99, ms", [quantiles(taken, n=100)[98]], "", [], bound, raw=raw),
+        Row(name, f"{path} median, ms", [median(taken)], "", [], ""),
+    ]
 
 
 TELEMETRY: dict[str, Callable[[Setting], list[Row]]] = {

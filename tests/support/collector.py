@@ -30,6 +30,9 @@ class Collector:
     def __init__(self, port: int = 0) -> None:
         self.status = 200
         """What each export is answered with."""
+        self.delay = 0.0
+        """Seconds that an answer takes."""
+        self._closing = threading.Event()
         self._lock = threading.Lock()
         self._received: dict[str, list[Any]] = {"traces": [], "metrics": [], "logs": []}
         self.headers: list[dict[str, str]] = []
@@ -53,10 +56,16 @@ class Collector:
         return f"http://127.0.0.1:{self.port}"
 
     def close(self) -> None:
-        """Stop listening."""
+        """Stop listening; answers that are under way come at once."""
+        self._closing.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+    def linger(self) -> None:
+        """Take as long as an answer is to take."""
+        if self.delay:
+            self._closing.wait(self.delay)
 
     def take(self, signal: str, message: Any, headers: dict[str, str]) -> None:
         """Keep a request that was accepted."""
@@ -123,6 +132,12 @@ class _Handler(BaseHTTPRequestHandler):
         signal, kind = self._KINDS[self.path]
         if self.collector.status == 200:
             self.collector.take(signal, kind.FromString(body), dict(self.headers.items()))
+        self.collector.linger()
+        # A client that has given up meanwhile does not read it.
+        with contextlib.suppress(OSError):
+            self._answer()
+
+    def _answer(self) -> None:
         self.send_response(self.collector.status)
         self.end_headers()
 

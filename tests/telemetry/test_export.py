@@ -209,6 +209,25 @@ def test_a_shutdown_keeps_its_budget(fault: str) -> None:
         assert 'pharos_telemetry_dropped_total{signal="traces"' in text
 
 
+def test_a_slow_collector_costs_a_shutdown_no_more_than_its_budget(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where each batch takes a second, what has no time to be sent is lost and counted."""
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "200")
+    with collector() as target:
+        target.delay = 1.0
+        telemetry = _telemetry(target.endpoint)
+        for _ in range(2000):
+            telemetry.tracer.start_span("x").end()
+        begin = time.monotonic()
+        telemetry.shutdown()
+        assert time.monotonic() - begin <= 5.0
+        lost, received = telemetry.losses.count("traces"), len(target.spans())
+        # A batch that was under way at the end is counted as lost, and may have arrived.
+        assert 2000 <= lost + received <= 2200
+        assert received > 0
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_ending_a_span_never_waits(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """However the collector is, 20,000 spans end at once, and memory holds one queue of them."""
