@@ -156,8 +156,8 @@ def observe_engine(
         ),
         "pharos.kv.usage": sources.kv_usage,
         "pharos.kv.reserved": lambda: engine.snapshot().figures.kv_reserved_bytes,
-        "pharos.ledger.reserved": lambda: engine.snapshot().figures.ledger_reserved_bytes,
-        "pharos.ledger.limit": lambda: engine.snapshot().figures.ledger_limit_bytes,
+        "pharos.ledger.reserved": sources.ledger_reserved,
+        "pharos.ledger.limit": sources.ledger_limit,
         "pharos.engine.up": lambda: int(engine.state is EngineState.READY),
         "pharos.engine.info": sources.info,
         "pharos.engine.last_progress.age": sources.progress_age,
@@ -201,6 +201,15 @@ class _Engine:
     def of_cache(self, read: Callable[[], int]) -> Source:
         """Return a source of the prompt cache in memory, which is the only one."""
         return lambda: [Reading(read(), {a.TIER.name: "ram"})]
+
+    def ledger_reserved(self) -> float | None:
+        """What is promised to requests; unknown where nothing is limited."""
+        figures = self._engine.snapshot().figures
+        return figures.ledger_reserved_bytes if figures.ledger_limit_bytes else None
+
+    def ledger_limit(self) -> float | None:
+        """What may be promised; unknown before the engine has said so."""
+        return self._engine.snapshot().figures.ledger_limit_bytes or None
 
     def kv_usage(self) -> float:
         """The share of the allocated KV state that holds tokens; 0 where none is allocated."""
