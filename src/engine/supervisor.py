@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["EngineProcess"]
 
-_EXIT_SECONDS = 5.0
-"""How long an engine may take to end after its pipe closed before it is killed."""
+_EXIT_SECONDS = 3.0
+"""How long an engine may take to end after its pipe closed before it is killed. One that can still
+do anything ends within two; a second SIGTERM must not wait long for one that cannot."""
 _SPAWNER = ThreadPoolExecutor(1, thread_name_prefix="engine-spawner")
 """Its thread lives as long as this process. Linux can end a child with the thread that made it
 (see the worker's ``_die_with_server``), so that thread must not be one that ends before."""
