@@ -23,6 +23,7 @@ status, its OpenAI error ``type`` and ``code``, and whether a retry can help::
     │   ├── QueueFullError              503 overloaded_error / queue_full
     │   ├── QueueTimeoutError           503 overloaded_error / queue_timeout
     │   ├── MemoryShortError            503 overloaded_error / memory
+    │   ├── StorageFullError            503 overloaded_error / storage_full
     │   ├── DrainingError               503 overloaded_error / draining
     │   └── EngineUnavailableError      503 overloaded_error / engine_unavailable
     ├── GenerationError                 accepted, then failed
@@ -75,6 +76,7 @@ __all__ = [
     "RequestError",
     "RequestTooLargeError",
     "RouteNotFoundError",
+    "StorageFullError",
     "UnsupportedFieldError",
 ]
 
@@ -272,6 +274,12 @@ class MemoryShortError(RefusedError):
 
     code = "memory"
     refusal = "memory"
+
+
+class StorageFullError(RefusedError):
+    """The server has no room left on disk, or no file left, to hold a large body."""
+
+    code = "storage_full"
 
 
 class DrainingError(RefusedError):

@@ -14,7 +14,10 @@ there) and runs the application in worker threads. What is added here:
 from __future__ import annotations
 
 import contextlib
+import errno
 import heapq
+import logging
+import math
 import socket
 import time
 from typing import TYPE_CHECKING, Any
@@ -42,10 +45,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Channel", "Server"]
 
+_log = logging.getLogger(__name__)
+
 _LINGER_SECONDS = 5.0
 """How long the rest of a refused body is read away."""
 _RESERVE = 16
 """One in so many connections is kept free, so that a newcomer is always taken at once."""
+_READ_SECONDS = 5.0
+"""From when on one who has a whole answer to read may give way to newcomers."""
+_NEWCOMER_SECONDS = 1.0
+"""In which a client that has connected sends its request."""
+_OUT_OF_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_FILES_SECONDS = 0.25
+"""How long nobody is taken when there was no file for a connection."""
 _STATUS_TEXT = {
     400: "Bad Request",
     401: "Unauthorized",
@@ -53,6 +65,7 @@ _STATUS_TEXT = {
     431: "Request Header Fields Too Large",
     500: "Internal Server Error",
     501: "Not Implemented",
+    503: "Service Unavailable",
 }
 
 
@@ -74,6 +87,8 @@ class JsonErrorTask(ErrorTask):
         options: ServerOptions = vars(self.channel.adj)["options"]
         origins = Origins(options.allowed_origins)
         self.response_headers += cors_headers(request.headers.get("ORIGIN"), origins).items()
+        if error.retry_after is not None:
+            self.response_headers.append(("Retry-After", str(math.ceil(error.retry_after))))
         if status == 401:  # noqa: PLR2004
             self.response_headers.append(("WWW-Authenticate", "Bearer"))
         self.set_close_on_finish()
@@ -82,18 +97,36 @@ class JsonErrorTask(ErrorTask):
 
 
 class Channel(HTTPChannel):
-    """One connection. All methods run in the I/O thread."""
+    """One connection. All methods but :meth:`service` run in the I/O thread."""
 
     parser_class = Parser
     error_task_class = JsonErrorTask
 
     receiving_since: float | None = None
     """When the first byte came of the request that is not yet complete."""
+    _served_at = 0.0
+    """When the last answer was made, which may still have to be sent."""
+    _active_at = 0.0
     _refused = False
     """Whether a request was refused before all of it was read."""
     _linger_until: float | None = None
     _ended = False
     """Whether the client has said that it sends no more."""
+
+    @property
+    def last_activity(self) -> float:
+        """When something was last read, made or sent, by the monotonic clock."""
+        return self._active_at
+
+    @last_activity.setter
+    def last_activity(self, _: float) -> None:
+        # waitress brings the time of the wall clock, which can be set; then everybody would be cut.
+        self._active_at = time.monotonic()
+
+    def service(self) -> None:
+        """Answer one request. Runs in a worker thread."""
+        super().service()
+        self._served_at = time.monotonic()
 
     def handle_read(self) -> None:
         """Read once. A client that sends no more may still read: what runs is finished for it."""
@@ -106,7 +139,7 @@ class Channel(HTTPChannel):
             self.handle_close()
             return
         if data:
-            self.last_activity = time.time()
+            self.last_activity = 0.0  # now; see the setter
             self.received(data)
         elif self.requests or self.total_outbufs_len:
             self._ended = True
@@ -178,7 +211,12 @@ class Channel(HTTPChannel):
         """How long the client's next step is waited for: a request, or the rest of one."""
         if self.receiving_since is not None:
             return time.monotonic() - self.receiving_since
-        return time.time() - self.last_activity
+        return time.monotonic() - self.last_activity
+
+    def only_reads(self) -> bool:
+        """Whether all is made that this connection still has to be sent, and was for a while."""
+        waits = bool(self.total_outbufs_len) and not self.requests
+        return waits and time.monotonic() - self._served_at > _READ_SECONDS
 
 
 class Server(TcpWSGIServer):
@@ -188,9 +226,45 @@ class Server(TcpWSGIServer):
     options: ServerOptions
     """Set by whoever makes the server, before the I/O thread runs."""
 
+    next_channel_cleanup = math.inf  # type: ignore[assignment] # it only compares
+    """waitress would go by the wall clock; :meth:`readable` does what it would."""
+    _maintained_at = 0.0
+    _accept_again_at = 0.0
+    _is_short_of_files = False
+
+    def readable(self) -> bool:
+        """Whether newcomers are taken. The loop asks before each wait."""
+        now = time.monotonic()
+        if now - self._maintained_at >= self.adj.cleanup_interval:
+            self._maintained_at = now
+            self.maintenance(now)
+        return now >= self._accept_again_at and bool(super().readable())
+
+    def accept(self) -> tuple[socket.socket, Any] | None:
+        """Take a newcomer from the kernel; None where there is none, or no file left for one.
+
+        Without a file, it waits in the kernel: to look again at once would
+        only spin. One who uses the server gives way meanwhile.
+        """
+        try:
+            taken: tuple[socket.socket, Any] | None = super().accept()
+        except OSError as error:
+            if error.errno not in _OUT_OF_FILES:
+                return None
+            if not self._is_short_of_files:
+                _log.warning("no file is left for new connections; they wait")
+            self._is_short_of_files = True
+            self._accept_again_at = time.monotonic() + _FILES_SECONDS
+            self._give_way(1, of_newcomers=0)
+            return None
+        if taken is not None and self._is_short_of_files:
+            _log.warning("new connections are taken again")
+            self._is_short_of_files = False
+        return taken
+
     def maintenance(self, now: float) -> None:
-        """Close connections whose time is over. waitress calls it about every second."""
-        super().maintenance(int(now))
+        """Close connections whose time is over, by the monotonic clock."""
+        super().maintenance(now)  # type: ignore[arg-type] # it only subtracts
         channels = self._channels()
         stalled_since = now - self.options.idle_seconds
         for channel in channels:
@@ -218,13 +292,34 @@ class Server(TcpWSGIServer):
         """
         limit = self.adj.connection_limit
         connections: dict[int, Any] = getattr(self, "_map")  # noqa: B009 - not in the stubs
-        excess = len(connections) - (limit - max(2, limit // _RESERVE))
-        if excess > 0:
-            # All sockets share the limit, and with it the map.
-            channels = [each for each in connections.values() if isinstance(each, Channel)]
-            waiting = filter(Channel.can_give_way, channels)
-            for channel in heapq.nlargest(excess, waiting, key=Channel.waiting_seconds):
-                channel.will_close = True
+        count = len(connections)
+        self._give_way(count - (limit - max(2, limit // _RESERVE)), of_newcomers=count - limit + 1)
+
+    def _give_way(self, count: int, *, of_newcomers: int) -> None:
+        """Close so many connections: those that wait long for their client, then slow readers.
+
+        Of those that have just come at most ``of_newcomers`` give way: one that
+        comes while all others are busy is to be answered, if only with a refusal.
+        """
+        if count <= 0:
+            return
+        # All sockets share the limit, and with it the map.
+        connections: dict[int, Any] = getattr(self, "_map")  # noqa: B009 - not in the stubs
+        channels = [each for each in connections.values() if isinstance(each, Channel)]
+        waiting = sorted(
+            filter(Channel.can_give_way, channels), key=Channel.waiting_seconds, reverse=True
+        )
+        old = [each for each in waiting if each.waiting_seconds() > _NEWCOMER_SECONDS]
+        readers = heapq.nlargest(
+            max(0, count - len(old)),
+            filter(Channel.only_reads, channels),
+            key=Channel.waiting_seconds,
+        )
+        for channel in readers:
+            self._from_loop(channel.abandon)
+        new = min(count - len(old) - len(readers), of_newcomers - len(old) - len(readers))
+        for channel in [*old[:count], *waiting[len(old) :][: max(0, new)]]:
+            channel.will_close = True
 
     def _from_loop(self, action: Callable[[], None]) -> None:
         """Have the I/O loop call ``action`` where closing a connection cannot confuse it."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.utilities import Error, RequestEntityTooLarge
 
-from ..resilience.errors import AuthenticationError
+from ..resilience.errors import AuthenticationError, StorageFullError
 from .auth import check_api_key
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ __all__ = ["Parser", "Refusal"]
 
 _CODINGS = re.compile(rb"\r\ntransfer-encoding[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE)
 _HOSTS = re.compile(rb"\r\nhost[ \t]*:", re.IGNORECASE)
+_STORAGE_SECONDS = 10.0
+"""Who has to make room needs a moment."""
 
 
 class Refusal(Error):  # noqa: N818 - waitress calls them so, and none is raised
@@ -46,7 +48,13 @@ class Parser(HTTPRequestParser):
     def received(self, data: bytes) -> int:
         """Take bytes of the client and return how many; refuse at the headers what can be."""
         in_headers = not self.headers_finished
-        consumed: int = super().received(data)
+        try:
+            consumed: int = super().received(data)
+        except OSError:
+            # A large body goes to a temporary file.
+            message = "The server has no room to hold the body now. Retry later, or send less."
+            self.error = Refusal(StorageFullError(message, retry_after=_STORAGE_SECONDS))
+            consumed = len(data)
         if in_headers and self.headers_finished and self.body_rcv is not None and not self.error:
             self.error = self._refusal()
         if self.error:
