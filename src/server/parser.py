@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Parser", "Refusal"]
 
 _CODINGS = re.compile(rb"\r\ntransfer-encoding[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE)
+_FOLD = re.compile(rb"\r\n[ \t]")
 _HOSTS = re.compile(rb"\r\nhost[ \t]*:", re.IGNORECASE)
 _STORAGE_SECONDS = 10.0
 """Who has to make room needs a moment."""
@@ -68,6 +69,9 @@ class Parser(HTTPRequestParser):
         codings = _CODINGS.findall(header_plus)
         if codings and (len(codings) > 1 or codings[0].strip().lower() != b"chunked"):
             message = "Transfer-Encoding must be 'chunked', once, or be left out"
+            raise ParsingError(message)
+        if _FOLD.search(header_plus):
+            message = "A header must not go on in the next line"
             raise ParsingError(message)
         try:
             super().parse_header(header_plus)

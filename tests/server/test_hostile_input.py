@@ -73,6 +73,28 @@ HEADS = {
     "no host": (b"GET /livez HTTP/1.1\r\n\r\n", 400),
     "two hosts": (b"GET /livez HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n", 400),
     "no host in 1.0": (b"GET /livez HTTP/1.0\r\n\r\n", 200),
+    "folded header": (b"GET /livez HTTP/1.1\r\nHost: localhost\r\nA: b\r\n c\r\n\r\n", 400),
+    "bare LF": (b"GET /livez HTTP/1.1\nHost: localhost\n\n\r\n\r\n", 400),
+    "LF in a header": (b"GET /livez HTTP/1.1\r\nHost: localhost\nA: b\r\n\r\n", 400),
+    "space before the colon": (
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length : 1\r\n\r\nx",
+        400,
+    ),
+    "plus length": (b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: +1\r\n\r\nx", 400),
+    "same length twice": (
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\nx",
+        400,
+    ),
+    "NUL in a header": (b"GET /livez HTTP/1.1\r\nHost: localhost\r\nA: b\x00c\r\n\r\n", 400),
+    "space in the method": (b"GE T /livez HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+    "chunked after a tab": (
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding:\tidentity, chunked\r\n\r\n0\r\n\r\n",
+        400,
+    ),
+    "chunk of negative length": (
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\nx\r\n0\r\n\r\n",
+        400,
+    ),
     "bad chunk": (
         b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
         400,

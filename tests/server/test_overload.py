@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from mlx_pharos.resilience.api_keys import ApiKey
@@ -98,3 +100,28 @@ def test_a_tenant_that_floods_does_not_starve_another(
         for connection in flood:
             connection.close()
         server.wait_idle()
+
+
+def test_two_hundred_at_once_are_all_answered_or_told_when_to_come_back(
+    tiny_model: Path, serving: Callable[..., Any]
+) -> None:
+    """At 4 places and a queue of 8: 200 ends, the bound held, and then it is idle and serves."""
+    with serving(tiny_model, max_batch=4, max_queue=8) as server:
+        most = 0
+
+        def ask(number: int) -> int:
+            nonlocal most
+            answer = server.chat(max_tokens=64, seed=number)
+            most = max(most, server.engine.in_flight)
+            if answer.status == 503:
+                assert "queue_full" == answer.error["code"]
+                assert 1 <= int(answer.headers["Retry-After"]) <= 60
+            return int(answer.status)
+
+        with ThreadPoolExecutor(200) as pool:
+            seen = Counter(pool.map(ask, range(200)))
+        assert 200 == seen[200] + seen[503]
+        assert seen[200] >= 12
+        assert most <= 12
+        server.wait_idle()
+        assert 200 == server.chat().status
