@@ -52,16 +52,19 @@ def request_cost(setting: Setting) -> list[Row]:
 
 
 def million(_: Setting) -> list[Row]:
-    """Resident memory after a million simulated requests, against that after ten thousand."""
+    """What the resident set gains from ten thousand simulated requests to a million.
+
+    Buckets of exponential histograms are made as they fill, which takes some MiB
+    and ends. An object of 100 bytes that stayed of each request would be 94.
+    """
     with receiver() as endpoint:
         found = _run("million", endpoint)
     assert not found["lost"], found
+    name, after = "a million requests", [found["few"]]
     return [
-        Row(
-            "a million requests", "resident set, MiB", [found["many"]],
-            "after ten thousand", [found["few"]], "<= 1.02", raw=found,
-        ),
-    ]  # fmt: skip
+        Row(name, "resident set gained, MiB", [found["many"] - found["few"]], "", [], "<= 5"),
+        Row(name, "resident set, MiB", [found["many"]], "after ten thousand", after, "", raw=found),
+    ]
 
 
 def _run(what: str, endpoint: str) -> dict[str, Any]:
