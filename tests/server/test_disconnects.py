@@ -75,3 +75,44 @@ def test_leaving_frees_every_choice_of_every_prompt(server: RunningServer) -> No
     connection.close()
 
     assert server.wait_idle() < SOON
+
+
+def cancelled(server: RunningServer) -> int:
+    """Return how many requests the metrics count as cancelled."""
+    lines = server.get("/metrics").body.decode().splitlines()
+    return sum(
+        int(float(line.rpartition(" ")[2]))
+        for line in lines
+        if line.startswith("pharos_requests_finished_total") and '="cancelled"' in line
+    )
+
+
+def test_fifty_clients_that_vanish_in_each_place_leave_nothing_and_are_counted(
+    tmp_path: Path, serving: Callable[..., Any]
+) -> None:
+    """In prefill, in decode and in the queue: every place is free, and the count is exact."""
+    model = write_tiny_model(tmp_path / "long", context_length=16384)
+    prompt = "".join(chr(32 + (i * 7 + i // 90) % 90) for i in range(12_000))
+    with serving(model, max_batch=50, max_queue=60) as server:
+        for fields in ({"prompt": prompt}, {"prompt": "short", "max_tokens": 12_000}):
+            gone = [server.send(COMPLETIONS, model="tiny", **fields) for _ in range(50)]
+            wait_until(lambda: server.engine.in_flight == 50)
+            for connection in gone:
+                connection.close()
+            server.wait_idle()
+        running = [
+            server.send(COMPLETIONS, model="tiny", prompt=f"{i}", max_tokens=12_000)
+            for i in range(50)
+        ]
+        wait_until(lambda: server.engine.in_flight == 50)
+        waiting = [server.send(COMPLETIONS, model="tiny", prompt="x") for _ in range(50)]
+        wait_until(lambda: server.engine.in_flight == 100)
+        for connection in waiting:
+            connection.close()
+        wait_until(lambda: server.engine.in_flight == 50)
+        for connection in running:
+            connection.close()
+        server.wait_idle()
+        wait_until(lambda: cancelled(server) == 200)
+        assert 200 == server.post(COMPLETIONS, {"model": "tiny", "prompt": "x"}).status
+        assert 200 == cancelled(server)
