@@ -178,6 +178,7 @@ def _engine_options(settings: Settings, directory: str) -> EngineOptions:
         trust_remote_code=settings.trust_remote_code,
         wired_limit=settings.wired_limit,
         ignore_model_code=settings.ignore_model_code,
+        memory_limit_bytes=settings.memory_limit,
     )
 
 

@@ -151,6 +151,8 @@ class Loaded(Message):
     load_seconds: float
     weights_bytes: int = 0
     """What MLX holds for the model itself, measured."""
+    ledger_limit_bytes: int = 0
+    """What may be promised to requests; the prompt cache may have what is not."""
     largest_tokens: int = 0
     """Prompt and answer of the largest request that memory can hold."""
 

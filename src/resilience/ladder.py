@@ -47,7 +47,7 @@ class Rung:
 class MemoryLadder:
     """Climbs a rung per call, and comes down again when memory has been quiet.
 
-    Used by one thread.
+    Climbed by one thread; the properties may be read from any.
     """
 
     def __init__(
@@ -75,20 +75,18 @@ class MemoryLadder:
         self._listener = listener
         self._quiet_seconds = quiet_seconds
         self._taken = 0
-        """Rungs that were taken since memory was last quiet."""
+        """Rungs since memory was last quiet."""
         self._trouble_at = 0.0
 
     @property
     def exhausted(self) -> bool:
         """Whether every rung was taken and memory has not been quiet since."""
-        self._come_down()
-        return self._taken >= len(self._rungs)
+        return self._climbed() >= len(self._rungs)
 
     @property
     def refusing(self) -> bool:
         """Whether new work is refused: the rung "refuse" was taken, and it is not quiet yet."""
-        self._come_down()
-        return any(rung.action == "refuse" for rung in self._rungs[: self._taken])
+        return any(rung.action == "refuse" for rung in self._rungs[: self._climbed()])
 
     @property
     def retry_seconds(self) -> float:
@@ -96,11 +94,11 @@ class MemoryLadder:
         return max(self._trouble_at + self._quiet_seconds - self._clock(), 0.0)
 
     def reclaim(self) -> Reclaimed:
-        """Take the next rung, or the last one again where all were taken."""
-        self._come_down()
+        """Take the next rung; past the last one begin again with what frees most easily."""
+        taken = self._climbed()
+        self._taken = taken + 1
         self._trouble_at = self._clock()
-        rung = self._rungs[min(self._taken, len(self._rungs) - 1)]
-        self._taken = min(self._taken + 1, len(self._rungs))
+        rung = self._rungs[taken % len(self._rungs)]
         before = self._measure()
         rung.take()
         step = Reclaimed(rung.action, before, self._measure())
@@ -114,6 +112,10 @@ class MemoryLadder:
             steps.append(self.reclaim())
         return steps
 
-    def _come_down(self) -> None:
-        if self._taken and self._clock() - self._trouble_at >= self._quiet_seconds:
-            self._taken = 0
+    def come_down(self) -> None:
+        """Note that there is enough memory: nothing is refused, and trouble starts at the bottom."""
+        self._taken = 0
+
+    def _climbed(self) -> int:
+        quiet = self._clock() - self._trouble_at >= self._quiet_seconds
+        return 0 if quiet else self._taken

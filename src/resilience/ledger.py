@@ -125,6 +125,11 @@ class MemoryLedger:
         return len(self._held)
 
     @property
+    def longest_tokens(self) -> int:
+        """Tokens of the longest reservation; 0 where there is none."""
+        return max((each.tokens for each in self._held.values()), default=0)
+
+    @property
     def spare_bytes(self) -> int:
         """What is not promised: the prompt cache may have it until a request needs it."""
         return self.limit_bytes - self.reserved_bytes

@@ -51,6 +51,15 @@ class EngineSettings(BaseModel):
         reason="A conversation's next turn repeats the last one; its prefill is then free.",
         metavar="SIZE",
     )
+    memory_limit: Annotated[int, BeforeValidator(size_or_auto)] = setting(
+        "auto",
+        "Memory that MLX may hold in all, for example 12GiB: the model, running requests and the "
+        "prompt cache. auto: nine tenths of what is free when the model is loaded.",
+        group="Engine",
+        reason="A container's limit and the machine's free memory are known; what else will need "
+        "memory later is not.",
+        metavar="SIZE",
+    )
     dequantize: Literal["auto", "on", "off"] = setting(
         "auto",
         "Expand a quantized model to float32 when it runs on the CPU. auto: where memory allows.",

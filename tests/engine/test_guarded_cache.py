@@ -26,12 +26,13 @@ from mlx_pharos.engine.worker.batch import BatchRunner
 from mlx_pharos.engine.worker.entry_seal import Snapshot
 from mlx_pharos.engine.worker.inbox import Arrived, InboxItem, Prepared
 from mlx_pharos.engine.worker.prompt_cache import PromptCache
-from mlx_pharos.engine.worker.runner import StoredPrefix
+from mlx_pharos.engine.worker.runner import RunnerSize, StoredPrefix
 from mlx_pharos.engine.worker.scheduler import Scheduler
 from mlx_pharos.engine.worker.sequential import SequentialRunner
 from mlx_pharos.engine.worker.vocabulary import Vocabulary
 from mlx_pharos.resilience.errors import CacheError
 from support.engine import GREEDY
+from support.memory import make_guard
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,6 +64,7 @@ class _Bench:
         self.pipe = _Pipe()
         self.cache = PromptCache(limit_bytes=limit_bytes)
         self._ids = 0
+        size = RunnerSize(batch=1 if sequential else 4, prefill_step=64, prefill_rows=4)
 
         def runner() -> BatchRunner | SequentialRunner:
             if sequential:
@@ -70,15 +72,14 @@ class _Bench:
             return BatchRunner(
                 loaded.model,
                 eos_token_ids=(),
-                max_batch=4,
-                prefill_batch=4,
-                prefill_step=64,
+                size=size,
                 wired_limit=False,
             )
 
         self.scheduler = Scheduler(
             runner,
             self.cache,
+            make_guard(loaded, self.cache, size),
             Vocabulary(loaded.tokenizer),
             context_length=loaded.context_length,
             vocabulary_size=loaded.vocabulary_size,

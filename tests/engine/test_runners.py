@@ -12,7 +12,7 @@ from mlx_lm.generate import generate_step
 from mlx_pharos.engine.models.loading import LoadedModel, load_model
 from mlx_pharos.engine.protocol import Sampling
 from mlx_pharos.engine.worker.batch import BatchRunner
-from mlx_pharos.engine.worker.runner import Job, Runner, SampledToken, StoredPrefix
+from mlx_pharos.engine.worker.runner import Job, Runner, RunnerSize, SampledToken, StoredPrefix
 from mlx_pharos.engine.worker.sampling import Draws, make_processors
 from mlx_pharos.engine.worker.sequential import SequentialRunner
 
@@ -29,7 +29,7 @@ def loaded(tiny_model: Path) -> LoadedModel:
 
 
 def _batch(loaded: LoadedModel, **options: Any) -> BatchRunner:
-    bounds = {"max_batch": 4, "prefill_batch": 2, "prefill_step": 16, "wired_limit": False}
+    bounds: dict[str, Any] = {"size": RunnerSize(4, 16, 2), "wired_limit": False}
     return BatchRunner(loaded.model, eos_token_ids=(), **(bounds | options))
 
 
@@ -120,7 +120,7 @@ def test_removed_job_leaves_the_others_alone(loaded: LoadedModel, make: Any) -> 
     runner: Runner = make(loaded)
     doomed = runner.insert(_job(loaded, _PROMPTS[3]))
     runner.step()
-    if runner.capacity > 1:
+    if runner.size.batch > 1:
         other = runner.insert(_job(loaded, _PROMPTS[1]))
         runner.step()
         runner.remove(doomed)
@@ -165,9 +165,7 @@ def test_end_of_sequence_token_ends_a_job(loaded: LoadedModel) -> None:
         BatchRunner(
             loaded.model,
             eos_token_ids=(eos,),
-            max_batch=2,
-            prefill_batch=1,
-            prefill_step=16,
+            size=RunnerSize(batch=2, prefill_step=16, prefill_rows=1),
             wired_limit=False,
         ),
         SequentialRunner(loaded.model, eos_token_ids=(eos,), prefill_step=16),

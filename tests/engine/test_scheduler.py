@@ -23,10 +23,12 @@ from mlx_pharos.engine.protocol import (
 from mlx_pharos.engine.worker.batch import BatchRunner
 from mlx_pharos.engine.worker.inbox import Arrived, Closed, InboxItem, Prepared, Withdrawn
 from mlx_pharos.engine.worker.prompt_cache import PromptCache
+from mlx_pharos.engine.worker.runner import RunnerSize
 from mlx_pharos.engine.worker.scheduler import Scheduler
 from mlx_pharos.engine.worker.sequential import SequentialRunner
 from mlx_pharos.engine.worker.vocabulary import Vocabulary
 from support.engine import GREEDY
+from support.memory import make_guard
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,14 +37,14 @@ if TYPE_CHECKING:
 
 
 class _FailingRunner(BatchRunner):
-    """A real runner whose step fails when it is told to, as MLX does out of memory."""
+    """A real runner whose step fails when it is told to, as a model's code does."""
 
     fails = False
 
     def step(self) -> RunnerStep:
         if _FailingRunner.fails:
             _FailingRunner.fails = False
-            message = "[malloc] unable to allocate"
+            message = "[matmul] shapes do not match"
             raise RuntimeError(message)
         return super().step()
 
@@ -73,6 +75,8 @@ class _Bench:
     def __init__(self, loaded: LoadedModel, *, sequential: bool = False) -> None:
         self.items: queue.SimpleQueue[InboxItem] = queue.SimpleQueue()
         self.pipe = _Pipe()
+        prompt_cache = PromptCache(limit_bytes=1 << 20)
+        size = RunnerSize(batch=1 if sequential else 2, prefill_step=64, prefill_rows=2)
         self.scheduler = Scheduler(
             lambda: (
                 SequentialRunner(loaded.model, eos_token_ids=(), prefill_step=16)
@@ -80,13 +84,12 @@ class _Bench:
                 else _FailingRunner(
                     loaded.model,
                     eos_token_ids=(),
-                    max_batch=2,
-                    prefill_batch=2,
-                    prefill_step=64,
+                    size=size,
                     wired_limit=False,
                 )
             ),
-            PromptCache(limit_bytes=1 << 20),
+            prompt_cache,
+            make_guard(loaded, prompt_cache, size),
             Vocabulary(loaded.tokenizer),
             context_length=loaded.context_length,
             vocabulary_size=loaded.vocabulary_size,
@@ -144,7 +147,7 @@ def test_failed_step_ends_what_ran_and_nothing_else(bench: _Bench) -> None:
     assert [1, 1, 0] == [len(bench.pipe.of(request_id, Failed)) for request_id in (1, 2, 3)]
     assert [0, 0, 1] == [len(bench.pipe.of(request_id, Finish)) for request_id in (1, 2, 3)]
     assert 10 == len(bench.pipe.of(3, Delta))
-    assert "malloc" not in bench.pipe.of(1, Failed)[0].reason
+    assert "matmul" not in bench.pipe.of(1, Failed)[0].reason
 
 
 def test_failed_request_ends_with_all_its_choices(bench: _Bench) -> None:
@@ -230,14 +233,14 @@ def test_a_conversation_goes_on_from_the_stored_answer(
 def test_request_that_cannot_be_started_fails_alone(
     bench: _Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Memory that is missing for one request's state ends that request, not the engine."""
+    """What is wrong with one request's state ends that request, not the engine."""
     bench.submit(1)
     bench.step(3)
     insert = _FailingRunner.insert
 
     def fail_once(runner: _FailingRunner, job: Any) -> int:
         monkeypatch.setattr(_FailingRunner, "insert", insert)
-        message = "[malloc] unable to allocate"
+        message = "[matmul] shapes do not match"
         raise RuntimeError(message)
 
     monkeypatch.setattr(_FailingRunner, "insert", fail_once)

@@ -59,7 +59,11 @@ def main() -> int:
         _log.exception("the engine could not start")
         outbox.send(LoadFailed(f"the engine could not start ({type(error).__name__})"))
         return 1
-    engine.run()
+    try:
+        engine.run()
+    except MemoryError:
+        _log.exception("the engine ends, so that another can begin with its memory free")
+        return 1
     return 0
 
 

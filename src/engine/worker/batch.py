@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 from mlx_lm.generate import BatchGenerator
 
-from .runner import Job, PrefillChunk, RunnerStep, SampledToken, StoredPrefix
+from .runner import Job, PrefillChunk, RunnerSize, RunnerStep, SampledToken, StoredPrefix
 from .sampling import sample
 
 if TYPE_CHECKING:
@@ -30,9 +30,7 @@ class BatchRunner:
         model: Any,  # noqa: ANN401 - mlx-lm's models share no useful type
         *,
         eos_token_ids: Iterable[int],
-        max_batch: int,
-        prefill_batch: int,
-        prefill_step: int,
+        size: RunnerSize,
         wired_limit: bool,
     ) -> None:
         """Build the generator on the calling thread's default stream.
@@ -40,12 +38,10 @@ class BatchRunner:
         Args:
             model: The model that mlx-lm loaded.
             eos_token_ids: Tokens that end a sequence.
-            max_batch: Sequences in the generator at most.
-            prefill_batch: Prompts that share one prefill chunk at most.
-            prefill_step: Tokens of each of those prompts in one chunk at most.
+            size: What runs at once.
             wired_limit: Whether mlx-lm may raise Metal's wired limit.
         """
-        self.capacity = max_batch
+        self.size = size
         self._draws: dict[int, Draws] = {}
         """Of each job in the generator, in the order of insertion."""
         self._decoding: list[int] = []
@@ -55,13 +51,22 @@ class BatchRunner:
         self._generator = BatchGenerator(
             model,
             stop_tokens=[(token,) for token in eos_token_ids],
-            completion_batch_size=max_batch,
-            prefill_batch_size=min(prefill_batch, max_batch),
-            prefill_step_size=prefill_step,
+            completion_batch_size=size.batch,
+            prefill_batch_size=min(size.prefill_rows, size.batch),
+            prefill_step_size=size.prefill_step,
             stream=mx.default_stream(mx.default_device()),
         )
         if not wired_limit:
             self._generator.close()  # all that it does is to restore the wired limit
+
+    def resize(self, size: RunnerSize) -> None:
+        """Do more or less at once from the next step on."""
+        self.size = size
+        generator = self._generator
+        # What runs beyond the new size goes on, and the scheduler adds nothing to it.
+        generator.completion_batch_size = max(size.batch, len(self._draws))
+        generator.prefill_batch_size = min(size.prefill_rows, size.batch)
+        generator.prefill_step_size = size.prefill_step
 
     def insert(self, job: Job) -> int:
         """Take a job and return its key."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
     from ..protocol import FromEngine, Prompt, RejectionCode, ToEngine
+    from .memory_guard import MemoryGuard
     from .tokenizing import PromptEncoder
 
 __all__ = ["Arrived", "Closed", "Inbox", "InboxItem", "Outbox", "Prepared", "Unwanted", "Withdrawn"]
@@ -106,6 +107,7 @@ class Inbox:
         connection: Connection,
         outbox: Outbox,
         encoder: PromptEncoder,
+        memory: MemoryGuard,
         *,
         context_length: int,
     ) -> None:
@@ -113,6 +115,7 @@ class Inbox:
         self._connection = connection
         self._outbox = outbox
         self._encoder = encoder
+        self._memory = memory
         self._context_length = context_length
         self._short = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
         self._long = ThreadPoolExecutor(1, thread_name_prefix="tokenizer-long")
@@ -166,10 +169,20 @@ class Inbox:
         if len(tokens) >= self._context_length:
             self._reject(submit.id, "context_length_exceeded", len(tokens))
             return
+        if len(tokens) + self._answer_tokens(submit, tokens) > self._memory.largest_tokens:
+            self._reject(submit.id, "too_large", len(tokens))
+            return
+        if self._memory.retry_seconds and not submit.resumed:
+            self._reject(submit.id, "memory", len(tokens))
+            return
         now = time.monotonic()
         echo = self._encoder.decode(tokens) if submit.echo else ""
         self._outbox.send(Accepted(submit.id, len(tokens), now, echo))
         self.items.put(Prepared(submit, tokens, now))
+
+    def _answer_tokens(self, submit: Submit, tokens: list[int]) -> int:
+        """Return what the answer needs: all that was asked for, or a beginning of what was not."""
+        return min(submit.max_tokens, self._context_length - len(tokens)) or 1
 
     def _reject(self, request_id: int, code: RejectionCode, prompt_tokens: int) -> None:
         self._outbox.send(
@@ -178,6 +191,8 @@ class Inbox:
                 code,
                 prompt_tokens,
                 self._context_length,
+                self._memory.largest_tokens,
+                self._memory.retry_seconds,
             )
         )
         self.items.put(Withdrawn(request_id))

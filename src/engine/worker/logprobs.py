@@ -9,9 +9,13 @@ import mlx.core as mx
 from ..protocol import TokenLogprob, TopLogprob
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from .runner import SampledToken
+    from .sequence import Sequence
     from .vocabulary import Vocabulary
 
-__all__ = ["LogprobRequest", "read_logprobs"]
+__all__ = ["LogprobRequest", "read_logprobs", "step_logprobs"]
 
 _LOWEST = -9999.0
 """What OpenAI sends for a token that is out of reach; JSON has no minus infinity."""
@@ -43,6 +47,23 @@ def read_logprobs(wanted: list[LogprobRequest], vocabulary: Vocabulary) -> list[
         )
         for index, (token, _, top) in enumerate(wanted)
     ]
+
+
+def step_logprobs(
+    samples: Iterable[SampledToken], running: Mapping[int, Sequence], vocabulary: Vocabulary
+) -> dict[int, TokenLogprob]:
+    """Return the log probabilities of a step's tokens where they were asked for, by runner's key."""
+    wanted = [
+        (sample, running[sample.key].request.submit.top_logprobs)
+        for sample in samples
+        if running[sample.key].request.submit.logprobs and sample.finish != "stop"
+    ]
+    if not wanted:
+        return {}
+    entries = read_logprobs(
+        [(sample.token, sample.logprobs, top) for sample, top in wanted], vocabulary
+    )
+    return {sample.key: entry for (sample, _), entry in zip(wanted, entries, strict=True)}
 
 
 def _alternatives(

@@ -17,7 +17,15 @@ if TYPE_CHECKING:
 
     from .sampling import Draws, Processor
 
-__all__ = ["Job", "PrefillChunk", "Runner", "RunnerStep", "SampledToken", "StoredPrefix"]
+__all__ = [
+    "Job",
+    "PrefillChunk",
+    "Runner",
+    "RunnerSize",
+    "RunnerStep",
+    "SampledToken",
+    "StoredPrefix",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +49,10 @@ class Job:
     """At least 1."""
     draws: Draws
     processors: tuple[Processor, ...]
+
+
+_SMALLEST_STEP = 32
+"""Tokens of a prefill chunk, below which prefill takes for ever."""
 
 
 class PrefillChunk(NamedTuple):
@@ -74,11 +86,33 @@ class RunnerStep:
     sampled: list[SampledToken] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class RunnerSize:
+    """What a runner does at once, and with it what a step takes in memory."""
+
+    batch: int
+    """Jobs at the same time."""
+    prefill_step: int
+    """Tokens of each prompt in a prefill chunk at most."""
+    prefill_rows: int
+    """Prompts that share a chunk at most."""
+
+    def shrunk(self, halvings: int) -> RunnerSize:
+        """Return it halved so often, but never to nothing."""
+        return RunnerSize(
+            max(self.batch >> halvings, 1),
+            max(self.prefill_step >> halvings, min(_SMALLEST_STEP, self.prefill_step)),
+            max(self.prefill_rows >> halvings, 1),
+        )
+
+
 class Runner(Protocol):
     """Runs jobs. Everything here is called from the MLX thread only."""
 
-    capacity: int
-    """Jobs that the runner takes at the same time."""
+    size: RunnerSize
+
+    def resize(self, size: RunnerSize) -> None:
+        """Do more or less at once from the next step on; jobs that run go on."""
 
     def insert(self, job: Job) -> int:
         """Take a job and return its key, unique in the life of the runner."""

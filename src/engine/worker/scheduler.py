@@ -15,24 +15,22 @@ from typing import TYPE_CHECKING
 
 from ...resilience.error_handler import ErrorHandler
 from ..protocol import (
+    OUT_OF_MEMORY,
     Alive,
     Cancel,
-    ChatPrompt,
     Delta,
     Failed,
     Ping,
     PrefillProgress,
     Started,
-    Step,
 )
 from .guarded_cache import GuardedCache
 from .inbox import Arrived, Closed, Prepared, Unwanted, Withdrawn
-from .logprobs import read_logprobs
+from .job import make_job
+from .logprobs import step_logprobs
+from .memory_guard import is_allocation_failure
 from .meter import StepMeter
-from .runner import Job
-from .sampling import Draws, make_processors
-from .sequence import Request, Sequence
-from .text import TextAssembler
+from .sequence import Request, Sequence, make_sequences
 from .waiting import WaitingSequences
 
 if TYPE_CHECKING:
@@ -40,6 +38,7 @@ if TYPE_CHECKING:
 
     from ..protocol import FinishReason, StepEvent, TokenLogprob
     from .inbox import InboxItem, Outbox
+    from .memory_guard import MemoryGuard
     from .prompt_cache import PromptCache
     from .runner import PrefillChunk, Runner, RunnerStep, SampledToken
     from .vocabulary import Vocabulary
@@ -56,6 +55,7 @@ class Scheduler:
         self,
         make_runner: Callable[[], Runner],
         prompt_cache: PromptCache,
+        guard: MemoryGuard,
         vocabulary: Vocabulary,
         *,
         context_length: int,
@@ -70,6 +70,7 @@ class Scheduler:
         Args:
             make_runner: Called again when a runner failed and its state cannot be trusted.
             prompt_cache: Owned by the scheduler from now on.
+            guard: Owned too; says for whom there is memory.
             vocabulary: The bytes of each token.
             context_length: Tokens of prompt and answer together at most.
             vocabulary_size: Ids that the model's logits cover.
@@ -80,21 +81,24 @@ class Scheduler:
         """
         self._make_runner = make_runner
         self._runner = make_runner()
-        self._prompt_cache = prompt_cache
         self._errors = errors or ErrorHandler()
         self._guarded = GuardedCache(prompt_cache, self._errors)
+        self._guard = guard
+        guard.preempt_youngest = self._relieve
         self._vocabulary = vocabulary
         self._context_length = context_length
         self._vocabulary_size = vocabulary_size
         self._inbox = inbox
         self._outbox = outbox
         self._before_step = before_step
-        self._meter = StepMeter()
+        self._meter = StepMeter(guard, prompt_cache, self._guarded)
         self._tokenizing: dict[int, bool] = {}
         """Requests between Arrived and Prepared; True once cancelled."""
         self._requests: dict[int, Request] = {}
         self._waiting = WaitingSequences()
         self._running: dict[int, Sequence] = {}
+        self._growing: list[Sequence] = []
+        """Sequences that have to reserve more memory before the next step."""
         self._events: list[StepEvent] = []
         self._closed = False
 
@@ -111,7 +115,9 @@ class Scheduler:
     def step(self) -> None:
         """Take what arrived, admit, run one step, send what came of it."""
         self._take_inbox()
+        self._guard.look(self._runner)
         self._admit()
+        self._grow()
         if self._running:
             self._run()
         self._send()
@@ -147,39 +153,20 @@ class Scheduler:
 
     def _enqueue(self, prepared: Prepared, *, cancelled: bool) -> None:
         submit, tokens = prepared.submit, prepared.tokens
-        room = self._context_length - len(tokens)
+        room = min(self._context_length, self._guard.largest_tokens) - len(tokens)
         request = Request(
             submit=submit,
             tokens=tokens,
             max_tokens=min(submit.max_tokens or room, room),
             accepted_at=prepared.accepted_at,
         )
-        first, *others = self._sequences(request)
+        first, *others = make_sequences(request, self._vocabulary)
         request.live = {first, *others}
         self._requests[request.id] = request
         self._waiting.append(first)
         request.followers = others
         if cancelled:
             self._cancel(request.id)
-
-    def _sequences(self, request: Request) -> list[Sequence]:
-        """Make the sequences that are still to run: all, or those that another engine left."""
-        submit = request.submit
-        chat = isinstance(submit.prompt, ChatPrompt)
-        strip = chat and self._vocabulary.strips_first_space
-        made: list[Sequence] = []
-        for choice in range(submit.n):
-            if choice in submit.ended:
-                continue
-            resumed = submit.resumed[choice] if submit.resumed else ()
-            assembler = TextAssembler(
-                self._vocabulary.decoder(), submit.stop, strip_first_space=strip
-            )
-            assembler.recall(resumed)
-            sequence = Sequence(request, choice, assembler, resumed, leads=not made)
-            sequence.completion_tokens = len(resumed)
-            made.append(sequence)
-        return made
 
     def _cancel(self, request_id: int) -> None:
         if request_id in self._tokenizing:
@@ -199,42 +186,68 @@ class Scheduler:
     # -- what runs ------------------------------------------------------------
 
     def _admit(self) -> None:
-        """Start what waits; a request that cannot be started fails alone."""
-        while self._waiting and len(self._running) < self._runner.capacity:
-            sequence = self._waiting.pop()
+        """Start what waits and has memory, in its turn: nothing passes what waits for memory."""
+        while self._waiting and len(self._running) < self._runner.size.batch:
+            sequence = self._waiting.peek()
+            if not self._guard.admit(sequence, alone=not self._running):
+                if self._running:
+                    return
+                # Its size was checked, so this is not seen.
+                self._fail({sequence.request}, OUT_OF_MEMORY)
+                continue
+            self._waiting.pop()
+            failure: Exception | None = None
             try:
                 self._start(sequence)
-            except Exception as error:  # noqa: BLE001 - MLX raises anything, out of memory too
+            except Exception as error:  # noqa: BLE001 - MLX raises anything
                 _log.exception("request %d could not be started", sequence.request.id)
-                self._fail({sequence.request}, type(error).__name__)
+                failure = error.with_traceback(None)  # its frames hold what could be freed
+            if failure is not None:
+                self._end_or_retry([sequence], failure)
 
     def _start(self, sequence: Sequence) -> None:
         request = sequence.request
-        submit, tokens = request.submit, sequence.known
         # Further choices read what the first has just stored: no hit of the cache.
-        prefix = self._guarded.lookup(request.cache_use, tokens, counted=sequence.leads)
-        sequence.in_cache = len(prefix.tokens) if prefix else 0
-        sequence.prefill_at = time.monotonic()
-        sequence.key = self._runner.insert(
-            Job(
-                prefix=prefix,
-                rest=tokens[sequence.in_cache :],
-                max_tokens=request.max_tokens - len(sequence.resumed),
-                draws=Draws(
-                    submit.sampling,
-                    choice=sequence.choice,
-                    vocabulary_size=self._vocabulary_size,
-                    position=len(sequence.resumed),
-                ),
-                processors=make_processors(submit.sampling, prompt_tokens=len(request.tokens)),
-            )
-        )
+        prefix = self._guarded.lookup(request.cache_use, sequence.known, counted=sequence.leads)
+        sequence.start(len(prefix.tokens) if prefix else 0, at=time.monotonic())
+        job = make_job(sequence, prefix, vocabulary_size=self._vocabulary_size)
+        sequence.key = self._runner.insert(job)
         self._running[sequence.key] = sequence
         # At once: the server must know what was in a step that the engine did not survive.
         self._outbox.send(Started(request.id, sequence.choice, sequence.prefill_at))
 
+    def _grow(self) -> None:
+        """Reserve what the next step may add; where there is no room the youngest gives way."""
+        for sequence in self._growing:
+            while sequence.key >= 0 and not self._guard.grow(sequence):
+                self._preempt_youngest()
+        self._growing.clear()
+
+    def _preempt_youngest(self) -> None:
+        """Put the sequence that came last back into the queue: the oldest always goes on."""
+        youngest = max(
+            self._running.values(), key=lambda each: (each.request.accepted_at, each.choice)
+        )
+        self._runner.remove(youngest.key)
+        self._requeue([youngest])
+
+    def _relieve(self) -> None:
+        """Give way under pressure from outside, but go on with one."""
+        if len(self._running) > 1:
+            self._preempt_youngest()
+
+    def _requeue(self, sequences: list[Sequence]) -> None:
+        """Let sequences that the runner has let go of wait ahead of what came later."""
+        for sequence in sorted(sequences, key=lambda each: each.request.accepted_at, reverse=True):
+            self._running.pop(sequence.key, None)
+            self._guard.release(sequence)
+            sequence.give_way()
+            self._waiting.put_first([sequence])
+        self._guard.preemptions += len(sequences)
+
     def _run(self) -> None:
         """Run one step. A step that fails takes the sequences in it along, not the engine."""
+        failure: Exception | None = None
         try:
             self._before_step()
             self._meter.begin(len(self._running))
@@ -244,8 +257,10 @@ class Scheduler:
                 self._prefilled(chunk)
             self._sampled(step)
         except Exception as error:  # noqa: BLE001 - models and MLX raise anything; see below
-            _log.exception("a step failed; its %d sequences end", len(self._running))
-            self._fail_running(type(error).__name__)
+            _log.exception("a step with %d sequences failed", len(self._running))
+            failure = error.with_traceback(None)  # its frames hold what could be freed
+        if failure is not None:
+            self._replace_runner(failure)
 
     def _prefilled(self, chunk: PrefillChunk) -> None:
         sequence = self._running[chunk.key]
@@ -264,30 +279,9 @@ class Scheduler:
 
     def _sampled(self, step: RunnerStep) -> None:
         now = time.monotonic()
-        logprobs = self._logprobs(step)
+        logprobs = step_logprobs(step.sampled, self._running, self._vocabulary)
         for sample in step.sampled:
             self._take_token(sample, logprobs.get(sample.key), now)
-
-    def _logprobs(self, step: RunnerStep) -> dict[int, TokenLogprob]:
-        wanted = [
-            sample
-            for sample in step.sampled
-            if self._running[sample.key].request.submit.logprobs and sample.finish != "stop"
-        ]
-        if not wanted:
-            return {}
-        entries = read_logprobs(
-            [
-                (
-                    sample.token,
-                    sample.logprobs,
-                    self._running[sample.key].request.submit.top_logprobs,
-                )
-                for sample in wanted
-            ],
-            self._vocabulary,
-        )
-        return {sample.key: entry for sample, entry in zip(wanted, entries, strict=True)}
 
     def _take_token(self, sample: SampledToken, logprob: TokenLogprob | None, now: float) -> None:
         sequence = self._running[sample.key]
@@ -296,7 +290,10 @@ class Scheduler:
             self._release_followers(request)
         if not sequence.first_token_at:
             sequence.first_token_at = now
+        if not sequence.generated:
+            self._guard.start_decoding(sequence)
         sequence.completion_tokens += 1
+        sequence.generated.append(sample.token)
         text, stopped = "", False
         if sample.finish != "stop":  # the end-of-sequence token has no text
             text, stopped = sequence.assembler.add(sample.token)
@@ -315,10 +312,12 @@ class Scheduler:
             )
         )
         if reason is not None:
-            self._keep(sample, request)
             self._finish(sequence, reason, now)
+            self._keep(sample, request)
             if not request.live:
                 self._guarded.end(request.cache_use)
+        elif sequence.completion_tokens >= sequence.grow_at:
+            self._growing.append(sequence)
 
     def _keep(self, sample: SampledToken, request: Request) -> None:
         """Keep the state of a sequence that has ended, and let the runner drop it."""
@@ -338,21 +337,40 @@ class Scheduler:
         if sequence.key >= 0:
             del self._running[sequence.key]
             sequence.key = -1
+        self._guard.release(sequence)
         sequence.request.live.discard(sequence)
         if not sequence.request.live:
             del self._requests[sequence.request.id]
 
-    def _fail_running(self, reason: str) -> None:
-        """End every request that has a sequence in the runner, and begin with a new runner.
-
-        What the failed step left in the runner's state is unknown.
-        """
-        failed = {sequence.request for sequence in self._running.values()}
-        for sequence in self._running.values():
-            sequence.key = -1
+    def _replace_runner(self, error: Exception) -> None:
+        """Begin with a new runner: what the failed step left in the old one is unknown."""
+        interrupted = [*self._running.values()]
         self._running.clear()
-        self._fail(failed, reason)
+        self._growing.clear()
+        for sequence in interrupted:
+            sequence.key = -1
         self._runner = self._make_runner()
+        self._end_or_retry(interrupted, error)
+
+    def _end_or_retry(self, interrupted: list[Sequence], error: Exception) -> None:
+        """End requests whose step failed. Where memory was missing each is tried once more.
+
+        Raises:
+            MemoryError: Memory was missing again and again, whatever was freed.
+        """
+        requests = {sequence.request for sequence in interrupted}
+        if not is_allocation_failure(error):
+            self._fail(requests, type(error).__name__)
+            return
+        for sequence in interrupted:
+            self._guard.release(sequence)
+        if not self._guard.recover():
+            message = "memory is missing, whatever is freed"
+            raise MemoryError(message)
+        self._requeue([each for each in interrupted if not each.request.retried])
+        self._fail({request for request in requests if request.retried}, OUT_OF_MEMORY)
+        for request in requests:
+            request.retried = True
 
     def _fail(self, failed: set[Request], reason: str) -> None:
         """End requests with an error, whatever their sequences do now."""
@@ -373,20 +391,7 @@ class Scheduler:
             return
         events, self._events = tuple(self._events), []
         self._outbox.send(
-            Step(
-                events=events,
-                at=time.monotonic(),
-                running=len(self._running),
-                waiting=len(self._waiting),
-                prompt_cache_entries=len(self._prompt_cache),
-                prompt_cache_bytes=self._prompt_cache.size_bytes,
-                prompt_cache_hits=self._prompt_cache.hits,
-                prompt_cache_misses=self._prompt_cache.misses,
-                figures=self._meter.figures(
-                    self._runner,
-                    self._prompt_cache,
-                    self._guarded.health,
-                    running=len(self._running),
-                ),
+            self._meter.report(
+                events, self._runner, running=len(self._running), waiting=len(self._waiting)
             )
         )

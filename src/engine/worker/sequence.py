@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ..protocol import Finish
+from ..protocol import ChatPrompt, Finish
 from .guarded_cache import CacheUse
+from .text import TextAssembler
 
 if TYPE_CHECKING:
     from ..protocol import FinishReason, Submit
-    from .text import TextAssembler
+    from .vocabulary import Vocabulary
 
-__all__ = ["Request", "Sequence"]
+__all__ = ["Request", "Sequence", "make_sequences"]
 
 
 @dataclass(slots=True, eq=False)
@@ -29,10 +30,18 @@ class Request:
     """Sequences that wait until the one before them has put the prompt into the cache."""
     cache_use: CacheUse = field(default_factory=CacheUse)
 
+    retried: bool = False
+    """Whether memory ran out under it once and it was begun again."""
+
     @property
     def id(self) -> int:
         """The request's id on the wire."""
         return self.submit.id
+
+    @property
+    def longest(self) -> int:
+        """Tokens of prompt and answer of a sequence at most."""
+        return len(self.tokens) + self.max_tokens
 
 
 @dataclass(slots=True, eq=False)
@@ -43,14 +52,20 @@ class Sequence:
     choice: int
     assembler: TextAssembler
     resumed: tuple[int, ...] = ()
-    """Tokens of an engine before this one. They are prefilled like the prompt's, and count as
-    generated everywhere else."""
+    """Tokens that were generated before it was started last, by this engine or the one before.
+    They are prefilled like the prompt's, and count as generated everywhere else."""
     leads: bool = True
     """Whether it looks for the prompt in the cache; others find what it has stored."""
     key: int = -1
     """The runner's key while it runs, else -1."""
     in_cache: int = 0
     """Known tokens whose KV state came from the prompt cache."""
+    cached_tokens: int = 0
+    """Those of the prompt, when it was started first."""
+    generated: list[int] = field(default_factory=list)
+    """Tokens since it was started last."""
+    grow_at: int = 0
+    """Completion tokens at which its reservation of memory has to grow."""
     completion_tokens: int = 0
     prefill_at: float = 0.0
     first_token_at: float = 0.0
@@ -61,6 +76,20 @@ class Sequence:
         """All tokens before the next one, which is sampled after them."""
         return [*self.request.tokens, *self.resumed]
 
+    def start(self, in_cache: int, *, at: float) -> None:
+        """Note that it leaves the queue, with so many known tokens from the prompt cache."""
+        if not self.prefill_at:
+            self.prefill_at = at
+            self.cached_tokens = min(in_cache, len(self.request.tokens))
+        self.in_cache = in_cache
+
+    def give_way(self) -> None:
+        """Note that it goes back to the queue, from where it goes on after the tokens it has."""
+        self.key = -1
+        self.leads = False
+        self.resumed = (*self.resumed, *self.generated)
+        self.generated = []
+
     def finish(self, reason: FinishReason, *, at: float) -> Finish:
         """Return the message that ends this sequence."""
         request = self.request
@@ -69,10 +98,28 @@ class Sequence:
             choice=self.choice,
             reason=reason,
             prompt_tokens=len(request.tokens),
-            cached_tokens=min(self.in_cache, len(request.tokens)),
+            cached_tokens=self.cached_tokens,
             completion_tokens=self.completion_tokens,
             accepted_at=request.accepted_at,
             prefill_at=self.prefill_at or at,
             first_token_at=self.first_token_at,
             finished_at=at,
         )
+
+
+def make_sequences(request: Request, vocabulary: Vocabulary) -> list[Sequence]:
+    """Return the sequences that are still to run: all, or those that another engine left."""
+    submit = request.submit
+    chat = isinstance(submit.prompt, ChatPrompt)
+    strip = chat and vocabulary.strips_first_space
+    made: list[Sequence] = []
+    for choice in range(submit.n):
+        if choice in submit.ended:
+            continue
+        resumed = submit.resumed[choice] if submit.resumed else ()
+        assembler = TextAssembler(vocabulary.decoder(), submit.stop, strip_first_space=strip)
+        assembler.recall(resumed)
+        sequence = Sequence(request, choice, assembler, resumed, leads=not made)
+        sequence.completion_tokens = len(resumed)
+        made.append(sequence)
+    return made

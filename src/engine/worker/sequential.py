@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 
-from .runner import Job, PrefillChunk, RunnerStep, SampledToken, StoredPrefix
+from .runner import Job, PrefillChunk, RunnerSize, RunnerStep, SampledToken, StoredPrefix
 from .sampling import sample
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ class SequentialRunner:
     mlx-lm's own ``generate_step`` does it.
     """
 
-    capacity = 1
-
     def __init__(
         self,
         model: Any,  # noqa: ANN401 - mlx-lm's models share no useful type
@@ -36,11 +34,15 @@ class SequentialRunner:
     ) -> None:
         self._model = model
         self._eos = frozenset(eos_token_ids)
-        self._prefill_step = prefill_step
+        self.size = RunnerSize(batch=1, prefill_step=prefill_step, prefill_rows=1)
         self._keys = itertools.count()
         self._job: Job | None = None
         self._key = -1
         self._cache: list[Any] = []
+
+    def resize(self, size: RunnerSize) -> None:
+        """Prefill in smaller or larger chunks from the next step on."""
+        self.size = size
 
     def insert(self, job: Job) -> int:
         """Take the job. Raises RuntimeError when one is running."""
@@ -85,7 +87,7 @@ class SequentialRunner:
         return step
 
     def _prefill(self) -> PrefillChunk:
-        size = min(self._prefill_step, len(self._prompt) - 1)
+        size = min(self.size.prefill_step, len(self._prompt) - 1)
         chunk, self._prompt = self._prompt[:size], self._prompt[size:]
         self._model(mx.array([chunk]), cache=self._cache)
         mx.eval([entry.state for entry in self._cache])

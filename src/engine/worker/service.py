@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from ..models.loading import GenerationDefaults, LoadedModel, load_model
-from ..models.machine import available_memory
 from ..models.model_code import code_policy
 from ..protocol import EngineOptions, Loaded, Sampling
 from .batch import BatchRunner
 from .inbox import Inbox
-from .prompt_cache import PromptCache
+from .memory import provide_memory
+from .runner import RunnerSize
 from .scheduler import Scheduler
 from .sequential import SequentialRunner
 from .tokenizing import PromptEncoder
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from ..models.blas import BlasPreload
     from .inbox import Outbox
+    from .memory_guard import MemoryGuard
+    from .prompt_cache import PromptCache
     from .runner import Runner
 
 __all__ = ["Engine", "load_engine"]
@@ -37,8 +39,6 @@ _GPU_PREFILL = (2048, 8)
 _CPU_PREFILL = (256, 4)
 """Tokens per prompt and prompts per chunk. A chunk is what a running stream
 waits for: mlx-lm's own default on a GPU; on a CPU about a tenth of it."""
-_CACHE_SHARE = 4
-"""The prompt cache may take this fraction (1/n) of the memory left after loading."""
 
 
 class Engine:
@@ -75,11 +75,13 @@ def load_engine(
     vocabulary = Vocabulary(loaded.tokenizer)
     encoder = PromptEncoder(loaded.tokenizer, vocabulary_size=loaded.vocabulary_size)
     encoder.check_template()
-    inbox = Inbox(connection, outbox, encoder, context_length=loaded.context_length)
-    prompt_cache = PromptCache(limit_bytes=_cache_limit(options, loaded.device))
+    size = _runner_size(loaded, options)
+    guard, prompt_cache = provide_memory(loaded, options, size)
+    inbox = Inbox(connection, outbox, encoder, guard, context_length=loaded.context_length)
     scheduler = Scheduler(
-        _runner_maker(loaded, options),
+        _runner_maker(loaded, size, wired_limit=options.wired_limit),
         prompt_cache,
+        guard,
         vocabulary,
         context_length=loaded.context_length,
         vocabulary_size=loaded.vocabulary_size,
@@ -87,12 +89,17 @@ def load_engine(
         outbox=outbox,
         before_step=blas.threads.adjust if blas.threads else lambda: None,
     )
-    outbox.send(_report(loaded, blas, prompt_cache, load_seconds=time.monotonic() - begin))
+    outbox.send(_report(loaded, blas, guard, prompt_cache, seconds=time.monotonic() - begin))
     return Engine(scheduler, inbox)
 
 
 def _report(
-    loaded: LoadedModel, blas: BlasPreload, prompt_cache: PromptCache, *, load_seconds: float
+    loaded: LoadedModel,
+    blas: BlasPreload,
+    guard: MemoryGuard,
+    prompt_cache: PromptCache,
+    *,
+    seconds: float,
 ) -> Loaded:
     return Loaded(
         context_length=loaded.context_length,
@@ -107,7 +114,10 @@ def _report(
         prompt_cache_limit_bytes=prompt_cache.limit_bytes,
         sampling=_recommended(loaded.generation_defaults),
         expansion=loaded.expansion,
-        load_seconds=load_seconds,
+        load_seconds=seconds,
+        weights_bytes=guard.weights_bytes,
+        ledger_limit_bytes=guard.ledger.limit_bytes,
+        largest_tokens=guard.largest_tokens,
     )
 
 
@@ -121,24 +131,31 @@ def _recommended(defaults: GenerationDefaults) -> Sampling:
     )
 
 
-def _runner_maker(loaded: LoadedModel, options: EngineOptions) -> Callable[[], Runner]:
-    step, prompts = _GPU_PREFILL if loaded.device == "gpu" else _CPU_PREFILL
-    step = options.prefill_step or step
+def _runner_size(loaded: LoadedModel, options: EngineOptions) -> RunnerSize:
+    step, rows = _GPU_PREFILL if loaded.device == "gpu" else _CPU_PREFILL
+    return RunnerSize(
+        batch=options.max_batch if loaded.batchable else 1,
+        prefill_step=options.prefill_step or step,
+        prefill_rows=min(rows, options.max_batch) if loaded.batchable else 1,
+    )
+
+
+def _runner_maker(
+    loaded: LoadedModel, size: RunnerSize, *, wired_limit: bool
+) -> Callable[[], Runner]:
     if not loaded.batchable:
         return partial(
             SequentialRunner,
             loaded.model,
             eos_token_ids=loaded.eos_token_ids,
-            prefill_step=step,
+            prefill_step=size.prefill_step,
         )
     return partial(
         BatchRunner,
         loaded.model,
         eos_token_ids=loaded.eos_token_ids,
-        max_batch=options.max_batch,
-        prefill_batch=prompts,
-        prefill_step=step,
-        wired_limit=options.wired_limit,
+        size=size,
+        wired_limit=wired_limit,
     )
 
 
@@ -146,14 +163,3 @@ def _blas_name(blas: BlasPreload) -> str:
     if blas.library is not None:
         return blas.library.name
     return "accelerate" if sys.platform == "darwin" else "reference"
-
-
-def _cache_limit(options: EngineOptions, device: str) -> int:
-    if options.prompt_cache_bytes >= 0:
-        return options.prompt_cache_bytes
-    free = available_memory()
-    if device == "gpu":
-        # A GPU with memory of its own; on Metal both figures describe the same memory.
-        size = int(mx.device_info().get("memory_size", 0))
-        free = min(free, size - mx.get_active_memory()) if size else free
-    return max(free, 0) // _CACHE_SHARE
