@@ -35,3 +35,6 @@ class EngineOptions(Value, frozen=True):
     engine choose by what is free."""
     ignore_model_code: bool = False
     """Whether a model with code beside it is served, the code unused."""
+    halvings: int = 0
+    """How often it halves what it does and keeps at once, to begin with: an engine before it died,
+    and too much may have been why. It grows back by itself."""

@@ -110,6 +110,11 @@ class Submit(Message):
     ended: tuple[int, ...] = ()
     """Sequences that have had their :class:`Finish` and get no other."""
 
+    @property
+    def progress(self) -> int:
+        """Tokens that the sequence which got furthest has."""
+        return max(map(len, self.resumed), default=0)
+
 
 class Cancel(Message):
     """The client of a request is gone: free its slots. Unknown ids are ignored."""

@@ -13,6 +13,9 @@ import threading
 import time
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
+
+from ..resilience.caution import Caution
 from ..resilience.hang import HangDetector, Health
 from . import protocol
 from .engine_state import EngineState
@@ -70,6 +73,7 @@ class Supervision:
         self._process = process
         self._options = options
         self._restarts = restarts
+        self._caution = Caution()
         self._ward = ward
         self._lock = threading.Lock()
         """Guards ``state``; never held across a call out."""
@@ -170,6 +174,7 @@ class Supervision:
             case Loaded():
                 self.loaded = message
                 self.down_reason = ""
+                self._caution.started(time.monotonic())
                 self._ward.gain_engine(message)
                 self._settle(EngineState.READY)
             case LoadFailed():
@@ -185,6 +190,7 @@ class Supervision:
             self.down_reason = f"the engine ended: {ending}"
         self._settle(EngineState.DOWN)
         pardoned = self._ward.lose_engine(ending, at)
+        self._caution.died(ending, at, explained=at in pardoned)
         if self.loaded is None:
             return None  # the first load failed: the next would, too
         delay = self._restarts.after_death(at, pardoned)
@@ -207,7 +213,7 @@ class Supervision:
         if not wanted:
             process.discard()
             return False
-        process.start(self._options)
+        process.start(self._smaller())
 
         def exchange() -> None:
             self._process.connection.close()
@@ -220,6 +226,13 @@ class Supervision:
         self.on_restart(ending)
         _log.warning("the engine is started again")
         return True
+
+    def _smaller(self) -> EngineOptions:
+        """Return what the next engine is told: less at once, if too much may be why this one died."""
+        halvings = self._caution.halvings
+        if halvings:
+            _log.warning("the engine starts with 1/%d of its limits and grows back", 1 << halvings)
+        return msgspec.structs.replace(self._options, halvings=halvings)
 
     def _settle(self, state: EngineState) -> None:
         with self._lock:

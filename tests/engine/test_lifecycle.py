@@ -94,6 +94,22 @@ def test_dead_engine_is_replaced(restarted_engine: EngineClient) -> None:
         assert "SIGKILL" == restarted_engine.last_ending
 
 
+def test_engine_after_a_crash_does_less_at_once(restarted_engine: EngineClient) -> None:
+    """Half of the batch: too much at once may be why the other died."""
+    _kill(restarted_engine)
+    assert restarted_engine.wait_ready(15), restarted_engine.down_reason
+    both = [
+        restarted_engine.submit(TextPrompt(f"request {index}"), GREEDY, max_tokens=60)
+        for index in range(2)
+    ]
+    most = 0
+    for generation in both:
+        collect(generation, until=1)
+        most = max(most, restarted_engine.snapshot().running)
+        collect(generation)
+    assert 1 == most
+
+
 def test_engine_that_dies_too_often_stays_down(restarted_engine: EngineClient) -> None:
     """The third death within the window is the last one, and everybody can know."""
     for _ in range(2):

@@ -337,6 +337,20 @@ def test_pressure_from_outside_is_met_before_anything_fails(
         assert alone[request_id][:100] == engine.tokens(request_id)
 
 
+def test_an_engine_that_starts_smaller_grows_back(loaded: LoadedModel) -> None:
+    """A batch of one at first, doubled after each spell without trouble; so is the cache's share."""
+    engine = _Engine(loaded, room=1 << 24)
+    engine.guard.start_smaller(3)
+    for request_id in (1, 2, 3):
+        engine.submit(request_id, max_tokens=300)
+    running = []
+    for _ in range(3):
+        engine.step(10)
+        running.append(engine.steps[-1].running)
+        engine.clock.now += 31
+    assert [1, 2, 3] == running
+
+
 def test_requests_push_the_prompt_cache_aside(loaded: LoadedModel) -> None:
     """The cache has what no request needs, and gives it back at once."""
     engine = _narrow(loaded, 1, 900)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from mlx_pharos.engine.models.loading import LoadedModel, load_model
@@ -182,6 +183,20 @@ def test_cancel_of_what_is_over_or_unknown_is_ignored(bench: _Bench) -> None:
     bench.submit(3, max_tokens=2)
     bench.step(6)
     assert [1, 0, 1] == [len(bench.pipe.of(request_id, Finish)) for request_id in (1, 2, 3)]
+
+
+def test_resumed_sequence_that_is_past_its_bound_ends_with_its_next_token(bench: _Bench) -> None:
+    """An engine with more room got further than this one would have let it."""
+    prepared = bench.prepared(1, n=2, max_tokens=3)
+    submit = msgspec.structs.replace(
+        prepared.submit, resumed=((70, 71, 72, 73, 74), (70, 71)), ended=(1,)
+    )
+    bench.items.put(Arrived(1))
+    bench.items.put(Prepared(submit, prepared.tokens, 0.0))
+    bench.step(20)
+    assert 1 == len(bench.pipe.of(1, Delta))
+    (finish,) = bench.pipe.of(1, Finish)
+    assert (0, "length", 6) == (finish.choice, finish.reason, finish.completion_tokens)
 
 
 def test_run_ends_with_the_pipe(bench: _Bench) -> None:

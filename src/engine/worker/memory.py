@@ -64,6 +64,8 @@ def provide_memory(
             "smaller model."
         )
         raise ModelError(message)
+    if options.halvings:
+        guard.start_smaller(options.halvings)
     return guard, prompt_cache
 
 

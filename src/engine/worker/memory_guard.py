@@ -149,19 +149,24 @@ class MemoryGuard:
     def start_decoding(self, sequence: Sequence) -> None:
         """Note that a prompt is computed: no chunk of it is left to pay for."""
         self.ledger.start_decoding(sequence)
-        self._prompt_cache.allow(self.ledger.spare_bytes)
+        self._allow_cache()
 
     def release(self, sequence: Sequence) -> None:
         """Take back what a sequence held, however it ended; the prompt cache may have it."""
         self.ledger.release(sequence)
-        self._prompt_cache.allow(self.ledger.spare_bytes)
+        self._allow_cache()
 
     def _granted(self, sequence: Sequence, tokens: int) -> None:
         request = sequence.request
         # The next token but one is computed already when one is handed out.
         ahead = tokens - len(request.tokens) - 1
         sequence.grow_at = ahead if tokens < request.longest else request.longest
-        self._prompt_cache.allow(self.ledger.spare_bytes)
+        self._allow_cache()
+
+    def _allow_cache(self) -> None:
+        """Let the prompt cache have what no request needs, up to its limit at this size."""
+        limit = self._prompt_cache.limit_bytes >> self._halvings
+        self._prompt_cache.allow(min(self.ledger.spare_bytes, limit))
 
     # -- the ladder -----------------------------------------------------------
 
@@ -186,6 +191,11 @@ class MemoryGuard:
             self._resize(self._halvings - 1)
         if runner.size != self.size:
             runner.resize(self.size)
+
+    def start_smaller(self, halvings: int) -> None:
+        """Begin with less at once, because an engine before this one died; it grows back."""
+        self._trouble_at = self._clock()
+        self._resize(halvings)
 
     def recover(self) -> bool:
         """Make room after an allocation failed; False where nothing helped and the process must end.
@@ -213,7 +223,7 @@ class MemoryGuard:
 
     def _evict(self) -> None:
         self._prompt_cache.allow(0)
-        self._prompt_cache.allow(self.ledger.spare_bytes)
+        self._allow_cache()
         free_buffers()
 
     def _shrink(self) -> None:
@@ -227,6 +237,7 @@ class MemoryGuard:
         if self._full_size.shrunk(halvings) != self.size:
             self._halvings = halvings
             self.ledger.set_prefill(self.size.prefill_step, self.size.prefill_rows)
+            self._allow_cache()
 
     def _note(self, step: Reclaimed) -> None:
         _log.warning(

@@ -157,7 +157,8 @@ class Scheduler:
         request = Request(
             submit=submit,
             tokens=tokens,
-            max_tokens=min(submit.max_tokens or room, room),
+            # An engine before this one may have had more room, and have got further.
+            max_tokens=max(min(submit.max_tokens or room, room), submit.progress + 1),
             accepted_at=prepared.accepted_at,
         )
         first, *others = make_sequences(request, self._vocabulary)
