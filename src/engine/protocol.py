@@ -112,8 +112,11 @@ class Submit(Message):
 
     @property
     def progress(self) -> int:
-        """Tokens that the sequence which got furthest has."""
-        return max(map(len, self.resumed), default=0)
+        """Tokens of the sequence that got furthest of those that have not ended."""
+        live = (
+            len(tokens) for choice, tokens in enumerate(self.resumed) if choice not in self.ended
+        )
+        return max(live, default=0)
 
 
 class Cancel(Message):

@@ -189,7 +189,7 @@ def test_resumed_sequence_that_is_past_its_bound_ends_with_its_next_token(bench:
     """An engine with more room got further than this one would have let it."""
     prepared = bench.prepared(1, n=2, max_tokens=3)
     submit = msgspec.structs.replace(
-        prepared.submit, resumed=((70, 71, 72, 73, 74), (70, 71)), ended=(1,)
+        prepared.submit, resumed=((70, 71, 72, 73, 74), tuple(range(70, 90))), ended=(1,)
     )
     bench.items.put(Arrived(1))
     bench.items.put(Prepared(submit, prepared.tokens, 0.0))
