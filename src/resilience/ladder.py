@@ -105,13 +105,6 @@ class MemoryLadder:
         self._listener(step)
         return step
 
-    def reclaim_until(self, enough: Callable[[], bool]) -> list[Reclaimed]:
-        """Climb until there is enough memory or every rung was taken; return the steps."""
-        steps: list[Reclaimed] = []
-        while not enough() and not self.exhausted:
-            steps.append(self.reclaim())
-        return steps
-
     def come_down(self) -> None:
         """Note that there is enough memory: nothing is refused, and trouble starts at the bottom."""
         self._taken = 0

@@ -245,12 +245,20 @@ class Examination:
         assert {200} >= {status for _, status in self._probes}
         assert max((seconds for seconds, _ in self._probes), default=0.0) < _SLOWEST_PROBE
         assert "ok" == self.server.health()["status"]
-        # Ready was said, so this must be answered.
-        (reply,) = self._run(
-            [self._client(ask) for ask in draw_asks(1, self.seed, mark=self._mark, tokens=8)]
-        )
-        assert reply.whole, reply
+        self._judge_readiness()
         self._probes.clear()
+
+    def _judge_readiness(self) -> None:
+        """Ready was said, so a small request is served; one that comes too soon may be told when."""
+        deadline = time.monotonic() + _SETTLE_SECONDS
+        (ask,) = draw_asks(1, self.seed, mark=self._mark, tokens=8)
+        while True:
+            (reply,) = self._run([self._client(ask)])
+            if reply.whole:
+                return
+            assert reply.retry_after, reply
+            assert time.monotonic() < deadline, reply
+            time.sleep(float(reply.retry_after) / 5)
 
     # -------------------------------------------------------------------------
 

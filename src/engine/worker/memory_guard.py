@@ -19,6 +19,7 @@ from ..protocol import Reclaim
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ...resilience.error_handler import ErrorHandler
     from ...resilience.ledger import MemoryCosts
     from .prompt_cache import PromptCache
     from .runner import Runner, RunnerSize
@@ -182,7 +183,8 @@ class MemoryGuard:
             # What nobody uses and what can be computed again goes at once; the rest is asked for
             # step by step, because it takes a step of the runner to show.
             for _ in range(2):
-                self.ladder.reclaim()
+                step = self.ladder.reclaim()
+                _log.warning("memory is short: %s freed %d bytes", step.action, step.freed_bytes)
                 if not self._is_short():
                     self.ladder.come_down()
                     break
@@ -197,18 +199,21 @@ class MemoryGuard:
         self._trouble_at = self._clock()
         self._resize(halvings)
 
-    def recover(self) -> bool:
+    def recover(self, error: Exception, errors: ErrorHandler) -> bool:
         """Make room after an allocation failed; False where nothing helped and the process must end.
 
         The runner that failed must be gone, or its state would be counted.
+
+        Args:
+            error: What the allocation raised.
+            errors: Has the ladder climbed, and tells what each step brought.
         """
         if self.ladder.exhausted:
             return False
         before = self._halvings
         self._trouble_at = self._clock()
-        self.ladder.reclaim_until(lambda: self._halvings > before)
-        if self._halvings == before:
-            self.ladder.reclaim_until(lambda: self.ladder.refusing)
+        while self._halvings == before and not self.ladder.exhausted:
+            errors.handle_oom_error(error, self.ladder)
         return True
 
     def take_reclaims(self) -> tuple[Reclaim, ...]:
@@ -240,12 +245,6 @@ class MemoryGuard:
             self._allow_cache()
 
     def _note(self, step: Reclaimed) -> None:
-        _log.warning(
-            "memory is short: %s freed %d bytes of %d",
-            step.action,
-            step.freed_bytes,
-            step.before_bytes,
-        )
         self._reclaims.append(Reclaim(step.action, step.before_bytes, step.after_bytes))
 
 

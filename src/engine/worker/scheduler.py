@@ -115,7 +115,9 @@ class Scheduler:
     def step(self) -> None:
         """Take what arrived, admit, run one step, send what came of it."""
         self._take_inbox()
-        self._guard.look(self._runner)
+        if not self.idle:
+            # Looking at a shortage that no work can end would refuse work for as long as some comes.
+            self._guard.look(self._runner)
         self._admit()
         self._grow()
         if self._running:
@@ -365,7 +367,7 @@ class Scheduler:
             return
         for sequence in interrupted:
             self._guard.release(sequence)
-        if not self._guard.recover():
+        if not self._guard.recover(error, self._errors):
             message = "memory is missing, whatever is freed"
             raise MemoryError(message)
         self._requeue([each for each in interrupted if not each.request.retried])
