@@ -143,8 +143,10 @@ class GenerateRoute:
 
     def _start(self, run: Run, call: GenerationCall, family: Family) -> None:
         try:
-            # A stream that has to wait says so with its headers only when proxies want to hear.
-            begin = self._options.keep_alive_seconds if call.stream else 0.0
+            # The first bytes of a stream come at once. Only where it has to wait for a place they
+            # come when proxies want to hear: till then, waiting in vain is a status, not an event.
+            waits = call.stream and self._engine.in_flight >= self._options.max_batch
+            begin = self._options.keep_alive_seconds if waits else 0.0
             start_run(run, self._engine, call, begin_seconds=begin)
         except RequestError as error:
             if error.param in {"messages", "prompt"}:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import threading
-import time
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -24,7 +23,8 @@ Result = TypeVar("Result")
 _AGAIN_SECONDS = 5.0
 """A library may swallow the error; then it comes again. Far longer than :meth:`_Watch.leave` takes,
 which could be interrupted once, but never twice."""
-_SPIN_SECONDS = 0.0005
+_PATIENCE_SECONDS = 0.05
+"""Between two looks whether the watching thread has ended; its last step wakes who waits."""
 
 
 class TimeLimitError(Exception):
@@ -54,7 +54,7 @@ class _Watch:
     """A thread that raises in the one that made it.
 
     The error can come between any two steps of the maker, so what :meth:`leave` does is single
-    steps that may be done twice, and it holds no lock: a lock could stay held for ever.
+    steps that may be done twice, and nothing else waits for the locks that it takes.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -64,6 +64,8 @@ class _Watch:
         self._running = False
         self._wake = threading.Lock()
         self._wake.acquire()
+        self._ended = threading.Lock()
+        self._ended.acquire()
 
     def start(self) -> None:
         self._running = True
@@ -79,7 +81,7 @@ class _Watch:
         with contextlib.suppress(RuntimeError):  # it was released by an interrupted call
             self._wake.release()
         while self._running:
-            time.sleep(_SPIN_SECONDS)
+            self._ended.acquire(timeout=_PATIENCE_SECONDS)
         _raise_in(self._target, None)
 
     def _watch(self) -> None:
@@ -88,6 +90,7 @@ class _Watch:
             _raise_in(self._target, TimeLimitError)
             wait = _AGAIN_SECONDS
         self._running = False
+        self._ended.release()
 
 
 def _raise_in(thread: ctypes.c_ulong, error: type[Exception] | None) -> None:
