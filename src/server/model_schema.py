@@ -75,6 +75,21 @@ class CacheSummary(StrictModel):
     corruptions: int = Field(description="Entries that were not what had been stored.")
 
 
+class MemorySummary(StrictModel):
+    """Memory beside the model, as the engine last reported it; zeros before the model is loaded."""
+
+    weights_bytes: int = Field(description="What the model itself takes.")
+    limit_bytes: int = Field(description="What may be promised to requests.")
+    reserved_bytes: int = Field(description="What is promised to those that run.")
+    held_bytes: int = Field(description="What MLX holds in all.")
+    largest_request_tokens: int = Field(
+        description="Prompt and answer of the largest request that fits when it is alone."
+    )
+    preemptions: int = Field(
+        description="Sequences that went back to the queue because memory had run short."
+    )
+
+
 class EngineHistory(StrictModel):
     """What became of the engines before this one."""
 
@@ -102,4 +117,5 @@ class Health(StrictModel):
         description="Sequences in the queue; while the engine is down, those that wait for it."
     )
     engine: EngineHistory
+    memory: MemorySummary
     cache: CacheSummary

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from flask import Flask
 
     from ..engine.client import EngineClient, EngineSnapshot
+    from ..engine.protocol import Loaded
     from .options import ServerOptions
     from .shutdown import Shutdown
 
@@ -97,6 +98,7 @@ class _Reports:
                 "running": snapshot.running,
                 "waiting": snapshot.waiting if up else engine.in_flight,
                 "engine": {"restarts": engine.restarts, "last_reason": engine.last_ending},
+                "memory": _memory(snapshot, loaded),
                 "cache": _cache(snapshot),
             }
         )
@@ -135,6 +137,18 @@ def _cache(snapshot: EngineSnapshot) -> dict[str, Any]:
         "breaker": health.breaker,
         "errors": sum(health.errors),
         "corruptions": sum(health.corruptions),
+    }
+
+
+def _memory(snapshot: EngineSnapshot, loaded: Loaded | None) -> dict[str, int]:
+    figures = snapshot.figures
+    return {
+        "weights_bytes": loaded.weights_bytes if loaded else 0,
+        "limit_bytes": loaded.ledger_limit_bytes if loaded else 0,
+        "reserved_bytes": figures.ledger_reserved_bytes,
+        "held_bytes": figures.mlx_active_bytes + figures.mlx_cache_bytes,
+        "largest_request_tokens": loaded.largest_tokens if loaded else 0,
+        "preemptions": figures.preemptions,
     }
 
 

@@ -37,6 +37,7 @@ def _serving(
     restarts: RestartPolicy | None = None,
     endurance: Endurance | None = None,
     trust_remote_code: bool = False,
+    memory_limit_bytes: int = -1,
     **settings: Any,
 ) -> Iterator[RunningServer]:
     defaults: dict[str, Any] = {
@@ -58,6 +59,7 @@ def _serving(
             blas="auto",
             trust_remote_code=trust_remote_code,
             wired_limit=False,
+            memory_limit_bytes=memory_limit_bytes,
         ),
         max_batch=options.max_batch,
         max_queue=options.max_queue,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["available_memory", "memory_limit", "usable_cores"]
+__all__ = ["allocatable_memory", "available_memory", "memory_limit", "usable_cores"]
 
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 _CGROUP_OF_PROCESS = Path("/proc/self/cgroup")
@@ -29,11 +29,21 @@ def available_memory() -> int:
         used = _number(directory / "memory.current", directory / "memory.usage_in_bytes")
         if limit is not None and used is not None:
             available = min(available, limit - used + _reclaimable(directory))
-    return max(min(available, _within_own_limits()), 0)
+    return max(available, 0)
+
+
+def allocatable_memory() -> int:
+    """Return the bytes that a process which has just loaded its model can still allocate.
+
+    That is what is available, within the process's own limits (``prlimit``). They
+    bound its address space, in which what it has freed stays: to a process that
+    has worked for a while they say nothing of what it can still use.
+    """
+    return max(min(available_memory(), _within_own_limits()), 0)
 
 
 def _within_own_limits() -> int:
-    """Return what this process's own limits (``prlimit``) leave of address space and data."""
+    """Return what the limits leave of address space and data."""
     rest = sys.maxsize
     used = psutil.Process().memory_info()
     # macOS has the limits but does not count what they bound as Linux does.

@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from ...resilience.errors import ModelError
 from ...resilience.ledger import BLOCK
-from ..models.machine import available_memory
+from ..models.machine import allocatable_memory
 from .costs import calibrate
 from .memory_guard import MemoryGuard
 from .prompt_cache import PromptCache
@@ -70,7 +70,7 @@ def provide_memory(
 
 
 def _free_memory(device: str, *, held: int) -> int:
-    free = available_memory()
+    free = allocatable_memory()
     if device == "gpu":
         # A GPU with memory of its own; on Metal both figures describe the same memory.
         size = int(mx.device_info().get("memory_size", 0))

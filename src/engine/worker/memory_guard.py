@@ -97,6 +97,8 @@ class MemoryGuard:
         self._clock = clock
         self._floor = min(limit_bytes // _FLOOR_SHARE, _FLOOR_BYTES)
         self._looked_at = self._trouble_at = -_GROW_BACK_SECONDS
+        self._is_outside = False
+        """Whether the last trouble was shortness that was seen, not an allocation that failed."""
         self._reclaims: list[Reclaim] = []
         self.ladder = MemoryLadder(
             [
@@ -118,8 +120,14 @@ class MemoryGuard:
 
     @property
     def retry_seconds(self) -> float:
-        """0 while new work is taken, else when it will be."""
-        return self.ladder.retry_seconds if self.ladder.refusing else 0.0
+        """0 while new work is taken, else when it will be.
+
+        Where only the machine is short, and nothing runs whose end would free
+        memory, waiting helps nobody: what comes then is tried.
+        """
+        if not self.ladder.refusing or (self._is_outside and not self.ledger):
+            return 0.0
+        return self.ladder.retry_seconds
 
     # -- the ledger -----------------------------------------------------------
 
@@ -180,6 +188,7 @@ class MemoryGuard:
         self._looked_at = now
         if self._is_short():
             self._trouble_at = now
+            self._is_outside = True
             # What nobody uses and what can be computed again goes at once; the rest is asked for
             # step by step, because it takes a step of the runner to show.
             for _ in range(2):
@@ -211,6 +220,7 @@ class MemoryGuard:
         if self.ladder.exhausted:
             return False
         before = self._halvings
+        self._is_outside = False
         self._trouble_at = self._clock()
         while self._halvings == before and not self.ladder.exhausted:
             errors.handle_oom_error(error, self.ladder)
