@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import json
 import resource
 import socket
@@ -112,29 +113,29 @@ def test_readers_that_take_nothing_give_way_to_newcomers(
     tiny_model: Path, serving: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With all connections taken by whole answers that nobody reads, a probe is answered."""
-    monkeypatch.setattr("mlx_pharos.server.channel._READ_SECONDS", 0.2)
-    with serving(tiny_model, ready=False, connection_limit=12, max_batch=1, max_queue=1) as server:
-        stalled = []
+    monkeypatch.setattr("mlx_pharos.server.channel._READ_SECONDS", math.inf)
+    with (
+        serving(tiny_model, ready=False, connection_limit=12, max_batch=1, max_queue=1) as server,
+        contextlib.ExitStack() as stack,
+    ):
         for _ in range(12):
-            connection = socket.socket()
+            connection = stack.enter_context(socket.socket())
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             connection.settimeout(10)
             connection.connect(("127.0.0.1", server.port))
             # Enough answers in a row to fill what the kernel holds for a connection.
             request = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
             connection.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
+            with contextlib.suppress(BlockingIOError, ConnectionError):
                 for _ in range(300):
                     connection.send(request)
-            connection.setblocking(True)
-            stalled.append(connection)
+        # Only now do they give way, so that none is cut while it still asks.
+        monkeypatch.setattr("mlx_pharos.server.channel._READ_SECONDS", 0.2)
         wait_until(
             lambda: sum(channel.only_reads() for channel in channels_of(server)) >= 3, timeout=15
         )
         for _ in range(3):
             assert 200 == server.get("/livez").status
-        for connection in stalled:
-            connection.close()
 
 
 def channels_of(server: Any) -> list[Any]:
