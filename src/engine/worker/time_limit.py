@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import threading
+import time
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class _Watch:
         self._seconds = seconds
         self._target = ctypes.c_ulong(threading.get_ident())
         self._left = False
+        self._raised = False
         self._running = False
         self._wake = threading.Lock()
         self._wake.acquire()
@@ -68,12 +70,12 @@ class _Watch:
         self._ended.acquire()
 
     def start(self) -> None:
+        """Begin to watch. Where no thread can be made memory is at its end: the work goes unwatched."""
         self._running = True
         try:
             threading.Thread(target=self._watch, name="time-limit", daemon=True).start()
-        except RuntimeError:  # no thread could be made
+        except RuntimeError:
             self._running = False
-            raise
 
     def leave(self) -> None:
         """Return when nothing can be raised any more, and nothing is about to be."""
@@ -82,17 +84,24 @@ class _Watch:
             self._wake.release()
         while self._running:
             self._ended.acquire(timeout=_PATIENCE_SECONDS)
-        _raise_in(self._target, None)
+        if self._raised:
+            # One more, for the last time: the interpreter notices it within the next steps, whether
+            # or not one was still on its way, and then no longer looks for any at each of them.
+            # Taking one back would let it look for ever, and hang under a profiler (CPython 3.11).
+            with contextlib.suppress(TimeLimitError):
+                _raise_in(self._target)
+                while True:
+                    time.sleep(0)
 
     def _watch(self) -> None:
         wait = self._seconds
         while not self._wake.acquire(timeout=wait) and not self._left:
-            _raise_in(self._target, TimeLimitError)
+            self._raised = True
+            _raise_in(self._target)
             wait = _AGAIN_SECONDS
         self._running = False
         self._ended.release()
 
 
-def _raise_in(thread: ctypes.c_ulong, error: type[Exception] | None) -> None:
-    found = None if error is None else ctypes.py_object(error)
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, found)
+def _raise_in(thread: ctypes.c_ulong) -> None:
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(TimeLimitError))
