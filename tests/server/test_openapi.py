@@ -106,9 +106,10 @@ def test_the_server_does_what_the_document_says(
     )
     @given(case=described.as_strategy(generation_mode=mode))
     def check(case: Any) -> None:
+        if operation.request:
+            case.headers.pop("X-Request-Timeout", None)  # some are shorter than any answer takes
         if operation.request and mode is GenerationMode.POSITIVE:
             case.body = consistent(bounded(case.body))
-            case.headers.pop("X-Request-Timeout", None)  # some are shorter than any answer takes
         response = case.call(base_url=server.listener.url, timeout=10)
         excluded = []
         if response.status_code == 400 and response.json()["error"]["param"] == "logit_bias":
