@@ -60,7 +60,7 @@ def test_a_flood(tiny_model: Path, examine: Callable[[Patient], Examination]) ->
 def test_vanishing(tiny_model: Path, examine: Callable[[Patient], Examination], seed: int) -> None:
     """Two thirds of the clients leave, at once or in the middle; the others notice nothing."""
     draw = random.Random(seed)
-    with patient(tiny_model, "--max-batch", "4", "--max-queue", "60") as server:
+    with patient(tiny_model, "--max-batch", "4", "--max-queue", "124") as server:
         examination = examine(server)
         asks = [ask for ask in examination.draw(48) if ask.streams]
         leave = [draw.choice([0, draw.randrange(1, 40), None]) for _ in asks]
