@@ -11,6 +11,13 @@ from support.tiny_model import write_tiny_model
 
 __all__ = ["starter_model", "tiny_model"]
 
+_CACHE = os.environ.get("PHAROS_TEST_CACHE") or os.environ.get("PHAROS_CACHE_DIR")
+
+# No setting of the person who runs the tests reaches a test, nor a server that one starts.
+for _name in [*os.environ]:
+    if _name.startswith(("PHAROS_", "OTEL_")) or _name == "METRICS_API_KEY":
+        del os.environ[_name]
+
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -29,9 +36,8 @@ def starter_model() -> Path:
     from mlx_pharos.engine.models.store import Store
     from mlx_pharos.settings import default_cache_dir
 
-    place = os.environ.get("PHAROS_TEST_CACHE") or os.environ.get("PHAROS_CACHE_DIR")
     directory = resolve_local(
-        classify("starter"), Store(Path(place or default_cache_dir()).expanduser())
+        classify("starter"), Store(Path(_CACHE or default_cache_dir()).expanduser())
     )
     if directory is None:
         pytest.skip("the starter model is not on this machine: pharos pull starter")

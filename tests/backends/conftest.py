@@ -1,6 +1,6 @@
 """The real backends; without them the tests here are skipped, or fail if they are required.
 
-``make backends`` builds them; with ``PHAROS_REQUIRE_BACKENDS=1`` they have to be there.
+``make backends`` builds them; with ``REQUIRE_BACKENDS=1`` they have to be there.
 """
 
 from __future__ import annotations

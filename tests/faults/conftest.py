@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["dangerous_model", "examine", "seed", "tally"]
 
 _TALLY = Tally()
-_SEED = int(os.environ.get("PHAROS_FAULT_SEED") or secrets.randbelow(1_000_000))
+_SEED = int(os.environ.get("FAULT_SEED") or secrets.randbelow(1_000_000))
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +31,7 @@ def tally() -> Tally:
 
 @pytest.fixture(scope="session")
 def seed() -> int:
-    """What all requests are drawn by; ``PHAROS_FAULT_SEED`` replays a run."""
+    """What all requests are drawn by; ``FAULT_SEED`` replays a run."""
     return _SEED
 
 
@@ -57,5 +57,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(
             f"faults survived: {_TALLY.survived} of {_TALLY.faults}, "
             f"requests: {_TALLY.requests}, lost: {_TALLY.lost}, doubled: {_TALLY.doubled} "
-            f"(PHAROS_FAULT_SEED={_SEED})"
+            f"(FAULT_SEED={_SEED})"
         )

@@ -24,7 +24,7 @@ MANIFESTS = sorted(each.name for each in (DEPLOY / "kubernetes").glob("*.yaml"))
 
 def _missing(name: str) -> None:
     text = f"{name} is not on this machine: `make checkers` installs it"
-    if os.environ.get("PHAROS_REQUIRE_CHECKERS") == "1":
+    if os.environ.get("REQUIRE_CHECKERS") == "1":
         pytest.fail(text)
     pytest.skip(text)
 

@@ -29,7 +29,7 @@ __all__ = [
 _ROOT = Path(__file__).parents[2]
 DEPLOY = _ROOT / "deploy"
 _PROGRAMS = _ROOT / ".backends" / "bin"
-_REQUIRED = os.environ.get("PHAROS_REQUIRE_BACKENDS") == "1"
+_REQUIRED = os.environ.get("REQUIRE_BACKENDS") == "1"
 
 
 def find_backend(name: str) -> Path | None:

@@ -135,12 +135,8 @@ def patient(
         prepare: Called in the new process before it runs, to set limits.
     """
     key = "sk-planted-" + os.urandom(8).hex()
-    environment = {
-        name: text
-        for name, text in os.environ.items()
-        if not name.startswith(("PHAROS_", "OTEL_")) and name != "METRICS_API_KEY"
-    }
-    environment |= {"PHAROS_API_KEY": key, "PHAROS_METRICS_API_KEY": key, **(variables or {})}
+    environment = os.environ | {"PHAROS_API_KEY": key, "PHAROS_METRICS_API_KEY": key}
+    environment |= variables or {}
     command = [sys.executable, "-m", "mlx_pharos", "serve", "--model", str(model), "--port", "0"]
     process = subprocess.Popen(
         [*command, "--served-model-name", "tiny", "--log-format", "json", *flags],

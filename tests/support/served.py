@@ -39,12 +39,7 @@ def serve_model(
     Of Pharos' and OpenTelemetry's variables it sees those alone that are given.
     """
     command = [sys.executable, "-m", "mlx_pharos", "serve", "--model", str(model), "--port", "0"]
-    environment = {
-        name: text
-        for name, text in os.environ.items()
-        if not name.startswith(("PHAROS_", "OTEL_")) and name != "METRICS_API_KEY"
-    }
-    environment.update(variables or {})
+    environment = os.environ | (variables or {})
     with subprocess.Popen(
         [*command, *flags], stderr=subprocess.PIPE, text=True, env=environment
     ) as server:

@@ -1,18 +1,10 @@
-"""Telemetry's tests know no variable of OpenTelemetry but those that they set."""
+"""Telemetry's tests hear the log of OpenTelemetry's packages themselves."""
 
 from __future__ import annotations
 
 import logging
-import os
 
 import pytest
-
-
-@pytest.fixture(autouse=True)
-def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [*os.environ]:
-        if name.startswith("OTEL_"):
-            monkeypatch.delenv(name)
 
 
 @pytest.fixture(autouse=True)
