@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,18 +14,25 @@ import psutil
 import pytest
 
 from mlx_pharos.engine.client import EngineClient, EngineState, start_engine
-from mlx_pharos.engine.protocol import Delta, TextPrompt
+from mlx_pharos.engine.protocol import ChatMessage, ChatPrompt, Delta, TextPrompt
 from mlx_pharos.engine.supervisor import EngineProcess
-from mlx_pharos.resilience.errors import DrainingError, EngineDiedError, EngineUnavailableError
+from mlx_pharos.resilience.errors import (
+    DrainingError,
+    EngineDiedError,
+    EngineUnavailableError,
+    MemoryShortError,
+)
 from mlx_pharos.resilience.restarts import RestartPolicy
 from support.client import wait_until
 from support.engine import GREEDY, collect, engine_options, generate, wait_until_idle
+from support.tiny_model import write_tiny_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 _LONG = 1_000_000
+_TAKES_ALL = "{% if messages[0].content == 'huge' %}{{ 'a' * 10**15 }}{% endif %}hello"
 
 
 @pytest.fixture
@@ -108,6 +116,28 @@ def test_engine_after_a_crash_does_less_at_once(restarted_engine: EngineClient) 
         most = max(most, restarted_engine.snapshot().running)
         collect(generation)
     assert 1 == most
+
+
+def test_engine_that_gets_no_memory_is_replaced(tmp_path: Path) -> None:
+    """Requests that cannot even be tokenized are refused for now, and after some another serves."""
+    model = write_tiny_model(tmp_path / "model")
+    tokenizer = model / "tokenizer_config.json"
+    tokenizer.write_text(
+        json.dumps(json.loads(tokenizer.read_text()) | {"chat_template": _TAKES_ALL})
+    )
+    options = engine_options(model, max_batch=2)
+    huge, small = (ChatPrompt((ChatMessage("user", text),)) for text in ("huge", "small"))
+    engine = start_engine(options, max_batch=2, max_queue=6, restarts=RestartPolicy(limit=2))
+    try:
+        assert engine.wait_ready(15), engine.down_reason
+        for _ in range(3):
+            with pytest.raises(MemoryShortError):
+                generate(engine, huge)
+        wait_until(lambda: engine.restarts == 1)
+        assert engine.wait_ready(15), engine.down_reason
+        assert generate(engine, small).tokens()
+    finally:
+        engine.close()
 
 
 def test_engine_that_dies_too_often_stays_down(restarted_engine: EngineClient) -> None:

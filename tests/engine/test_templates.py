@@ -67,6 +67,16 @@ def test_a_template_that_does_not_end_is_ended(
     assert [ord("a")] == encoder.encode(ChatPrompt((ChatMessage("user", "fine"),)))
 
 
+def test_memory_that_is_missing_is_not_the_templates_fault(tmp_path: Path) -> None:
+    """Whoever asks is told to come again, not that the conversation is wrong."""
+    encoder = _encoder(
+        tmp_path, "{% if messages[0].content == 'hi' %}{{ 'a' * 10**15 }}{% endif %}"
+    )
+    encoder.check_template()
+    with pytest.raises(MemoryError):
+        encoder.encode(_PROMPT)
+
+
 def test_a_limit_never_reaches_beyond_its_work() -> None:
     """However close the end and the limit come together, the error is raised inside or never."""
     outcomes = []
@@ -78,10 +88,7 @@ def test_a_limit_never_reaches_beyond_its_work() -> None:
         except TimeLimitError:
             outcomes.append("ended")
     assert 400 == len(outcomes)
-    for each in threading.enumerate():
-        if each.name == "time-limit":
-            each.join(10)
-            assert not each.is_alive()
+    assert 1 >= sum(each.name == "time-limit" for each in threading.enumerate())
 
 
 def test_work_within_its_limit_is_not_touched() -> None:

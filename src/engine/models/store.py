@@ -23,6 +23,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -42,6 +43,8 @@ MANIFEST = "pharos-manifest.json"
 """In each entry: where it came from, and size and SHA-256 of each of its files."""
 
 _MANIFEST_VERSION = 1
+_LOCK_SECONDS = 0.1
+"""Between two attempts at a lock that another holds."""
 _Result = TypeVar("_Result")
 
 
@@ -98,12 +101,12 @@ class Store:
             (self.root / "locks").mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.root / "locks" / entry, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _try_lock(descriptor):
                 if waiting is not None:
                     waiting()
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                # Not one call that blocks: a Ctrl-C that comes just before it would be heard after.
+                while not _try_lock(descriptor):
+                    time.sleep(_LOCK_SECONDS)
             for leftover in self._partials(entry):
                 shutil.rmtree(leftover, ignore_errors=True)
             yield
@@ -226,6 +229,14 @@ def faults_of_disk(root: Path) -> Iterator[None]:
                 "PHAROS_CACHE_DIR."
             ) from error
         raise
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _is_about(error: OSError, root: Path) -> bool:

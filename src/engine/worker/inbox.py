@@ -23,6 +23,7 @@ from ..protocol import (
     decode_to_engine,
     encode,
 )
+from .time_limit import prepare_thread
 from .tokenizing import PromptError
 
 if TYPE_CHECKING:
@@ -32,7 +33,17 @@ if TYPE_CHECKING:
     from .memory_guard import MemoryGuard
     from .tokenizing import PromptEncoder
 
-__all__ = ["Arrived", "Closed", "Inbox", "InboxItem", "Outbox", "Prepared", "Unwanted", "Withdrawn"]
+__all__ = [
+    "Arrived",
+    "Closed",
+    "Inbox",
+    "InboxItem",
+    "Outbox",
+    "Prepared",
+    "Starved",
+    "Unwanted",
+    "Withdrawn",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -72,11 +83,18 @@ class Unwanted:
 
 
 @dataclass(frozen=True, slots=True)
+class Starved:
+    """Memory was missing while a request was tokenized; it was rejected, and may come again."""
+
+    error: MemoryError
+
+
+@dataclass(frozen=True, slots=True)
 class Closed:
     """The server closed the pipe."""
 
 
-InboxItem = Arrived | Prepared | Withdrawn | Unwanted | Cancel | Ping | Closed
+InboxItem = Arrived | Prepared | Withdrawn | Unwanted | Starved | Cancel | Ping | Closed
 
 
 class Outbox:
@@ -125,6 +143,8 @@ class Inbox:
 
     def start(self) -> None:
         """Begin to read. Call once, after ``Loaded`` was sent."""
+        for pool in (self._short, self._long):
+            pool.submit(prepare_thread)
         threading.Thread(target=self._read, name="pipe-reader", daemon=True).start()
 
     def _read(self) -> None:
@@ -160,6 +180,9 @@ class Inbox:
             self._accept(submit, self._encoder.encode(submit.prompt))
         except PromptError as error:
             self._reject(submit.id, error.code, 0)
+        except MemoryError as error:
+            self._reject(submit.id, "memory", 0)
+            self.items.put(Starved(error.with_traceback(None)))
         except Exception as error:  # noqa: BLE001 - a task's border; tokenizers raise anything
             _log.exception("request %d could not be tokenized", submit.id)
             self._outbox.send(Failed(submit.id, type(error).__name__))

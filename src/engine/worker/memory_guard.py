@@ -35,6 +35,9 @@ _GROW_BACK_SECONDS = 30.0
 """After so long without trouble a shrunken runner doubles, until it is as large as it was."""
 _FLOOR_SHARE, _FLOOR_BYTES = 50, 256 << 20
 """Memory is short where less than this share (1/n) of the limit is free, and less than this."""
+_FAILURES_IN_A_ROW = 2
+"""Allocations that may fail before a sequence is served again. After one more the process is what
+is short, not the machine: another begins with its memory free, and what runs is resumed there."""
 _WORDS = ("alloc", "out of memory", "insufficient memory")
 """What MLX's errors say on Metal and CUDA when memory is missing. On the CPU it raises nothing:
 the process ends."""
@@ -99,6 +102,8 @@ class MemoryGuard:
         self._looked_at = self._trouble_at = -_GROW_BACK_SECONDS
         self._is_outside = False
         """Whether the last trouble was shortness that was seen, not an allocation that failed."""
+        self._failures = 0
+        """Allocations that have failed since a sequence was last served to its end."""
         self._reclaims: list[Reclaim] = []
         self.ladder = MemoryLadder(
             [
@@ -209,7 +214,10 @@ class MemoryGuard:
         self._resize(halvings)
 
     def recover(self, error: Exception, errors: ErrorHandler) -> bool:
-        """Make room after an allocation failed; False where nothing helped and the process must end.
+        """Make room after an allocation failed; False where nothing helps and the process must end.
+
+        Nothing helps where the ladder is climbed, or where it was climbed and no
+        sequence was served since: time alone gives a process no memory.
 
         The runner that failed must be gone, or its state would be counted.
 
@@ -217,7 +225,8 @@ class MemoryGuard:
             error: What the allocation raised.
             errors: Has the ladder climbed, and tells what each step brought.
         """
-        if self.ladder.exhausted:
+        self._failures += 1
+        if self.ladder.exhausted or self._failures > _FAILURES_IN_A_ROW:
             return False
         before = self._halvings
         self._is_outside = False
@@ -225,6 +234,10 @@ class MemoryGuard:
         while self._halvings == before and not self.ladder.exhausted:
             errors.handle_oom_error(error, self.ladder)
         return True
+
+    def note_served(self) -> None:
+        """Note that a sequence reached its end: memory suffices for some work."""
+        self._failures = 0
 
     def take_reclaims(self) -> tuple[Reclaim, ...]:
         """Return what was done since the last call."""

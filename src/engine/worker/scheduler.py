@@ -25,7 +25,7 @@ from ..protocol import (
     Started,
 )
 from .guarded_cache import GuardedCache
-from .inbox import Arrived, Closed, Prepared, Unwanted, Withdrawn
+from .inbox import Arrived, Closed, Prepared, Starved, Unwanted, Withdrawn
 from .job import make_job
 from .logprobs import step_logprobs
 from .memory_guard import is_allocation_failure
@@ -146,6 +146,8 @@ class Scheduler:
             case Unwanted():
                 del self._tokenizing[item.submit.id]
                 self._enqueue(Prepared(item.submit, [], time.monotonic()), cancelled=True)
+            case Starved():
+                self._make_room(item.error)
             case Cancel():
                 self._cancel(item.id)
             case Ping():
@@ -334,6 +336,8 @@ class Scheduler:
     def _finish(self, sequence: Sequence, reason: FinishReason, now: float) -> None:
         """Report a sequence's end and forget it; the runner has let go of it already."""
         self._events.append(sequence.finish(reason, at=now))
+        if reason != "cancelled":
+            self._guard.note_served()
         self._forget(sequence)
 
     def _forget(self, sequence: Sequence) -> None:
@@ -367,13 +371,16 @@ class Scheduler:
             return
         for sequence in interrupted:
             self._guard.release(sequence)
-        if not self._guard.recover(error, self._errors):
-            message = "memory is missing, whatever is freed"
-            raise MemoryError(message)
+        self._make_room(error)
         self._requeue([each for each in interrupted if not each.request.retried])
         self._fail({request for request in requests if request.retried}, OUT_OF_MEMORY)
         for request in requests:
             request.retried = True
+
+    def _make_room(self, error: Exception) -> None:
+        if not self._guard.recover(error, self._errors):
+            message = "memory is missing, whatever is freed"
+            raise MemoryError(message)
 
     def _fail(self, failed: set[Request], reason: str) -> None:
         """End requests with an error, whatever their sequences do now."""

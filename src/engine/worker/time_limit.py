@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["TimeLimitError", "run_within"]
+__all__ = ["TimeLimitError", "prepare_thread", "run_within"]
 
 Result = TypeVar("Result")
 
@@ -39,10 +39,10 @@ def run_within(seconds: float, work: Callable[[], Result]) -> Result:
         TimeLimitError: The time is over. Raised in the work or never: once this function has been
             left, nothing comes after.
     """
-    watch = _Watch(seconds)
+    watch = _watch_of_this_thread()
     try:
         try:
-            watch.start()
+            watch.begin(seconds)
             return work()
         finally:
             watch.leave()
@@ -51,31 +51,51 @@ def run_within(seconds: float, work: Callable[[], Result]) -> Result:
         raise
 
 
+def prepare_thread() -> None:
+    """Make what watches the calling thread, which is then kept for it.
+
+    For threads that must go on where memory is at its end: a thread that is made there may die
+    before it begins, and whoever started it would wait for ever (CPython 3.11).
+    """
+    _watch_of_this_thread()
+
+
+def _watch_of_this_thread() -> _Watch:
+    try:
+        found: _Watch = _local.watch
+    except AttributeError:
+        found = _local.watch = _Watch()
+    return found
+
+
 class _Watch:
-    """A thread that raises in the one that made it.
+    """A thread that raises in the one that made it, run after run.
 
     The error can come between any two steps of the maker, so what :meth:`leave` does is single
     steps that may be done twice, and nothing else waits for the locks that it takes.
     """
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+    def __init__(self) -> None:
         self._target = ctypes.c_ulong(threading.get_ident())
+        self._seconds = 0.0
         self._left = False
         self._raised = False
         self._running = False
-        self._wake = threading.Lock()
-        self._wake.acquire()
-        self._ended = threading.Lock()
-        self._ended.acquire()
+        self._go = _locked()
+        """Released when a run begins."""
+        self._wake = _locked()
+        """Released when a run was left."""
+        self._ended = _locked()
+        """Released when nothing more is raised in a run."""
+        threading.Thread(target=self._watch, name="time-limit", daemon=True).start()
 
-    def start(self) -> None:
-        """Begin to watch. Where no thread can be made memory is at its end: the work goes unwatched."""
+    def begin(self, seconds: float) -> None:
+        """Begin to watch a run. The last one has been left, so no error is on its way."""
+        self._wake.acquire(blocking=False)
+        self._ended.acquire(blocking=False)
+        self._seconds, self._left, self._raised = seconds, False, False
         self._running = True
-        try:
-            threading.Thread(target=self._watch, name="time-limit", daemon=True).start()
-        except RuntimeError:
-            self._running = False
+        self._go.release()
 
     def leave(self) -> None:
         """Return when nothing can be raised any more, and nothing is about to be."""
@@ -94,13 +114,25 @@ class _Watch:
                     time.sleep(0)
 
     def _watch(self) -> None:
-        wait = self._seconds
-        while not self._wake.acquire(timeout=wait) and not self._left:
-            self._raised = True
-            _raise_in(self._target)
-            wait = _AGAIN_SECONDS
-        self._running = False
-        self._ended.release()
+        while True:
+            self._go.acquire()
+            wait = self._seconds
+            while not self._wake.acquire(timeout=wait) and not self._left:
+                self._raised = True
+                _raise_in(self._target)
+                wait = _AGAIN_SECONDS
+            self._running = False
+            with contextlib.suppress(RuntimeError):  # nobody had to wait for it the last time
+                self._ended.release()
+
+
+_local = threading.local()
+
+
+def _locked() -> threading.Lock:
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
 
 
 def _raise_in(thread: ctypes.c_ulong) -> None:

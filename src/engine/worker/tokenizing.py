@@ -47,6 +47,7 @@ class PromptEncoder:
         Raises:
             PromptError: There is no chat template, it refuses the conversation,
                 the prompt is empty, or an id is outside of the vocabulary.
+            MemoryError: The process gets no more memory.
         """
         match prompt:
             case ChatPrompt():
@@ -101,6 +102,8 @@ class PromptEncoder:
             messages.append(fields)
         try:
             return run_within(_TEMPLATE_SECONDS, lambda: self._apply_template(messages))
+        except MemoryError:
+            raise  # not the template's doing
         except Exception as error:
             # Templates call raise_exception(), index and count as they like, and run into the
             # sandbox; the text of their errors is theirs, so only the fact is told.

@@ -1,0 +1,156 @@
+"""A scheduler with a real model and so much memory, driven step by step in the test's thread."""
+
+from __future__ import annotations
+
+import queue
+from typing import TYPE_CHECKING, Any
+
+from mlx_pharos.engine.protocol import (
+    Delta,
+    Failed,
+    Finish,
+    FromEngine,
+    Reclaim,
+    Step,
+    StepEvent,
+    Submit,
+    TokenPrompt,
+)
+from mlx_pharos.engine.worker.batch import BatchRunner
+from mlx_pharos.engine.worker.inbox import Arrived, InboxItem, Prepared
+from mlx_pharos.engine.worker.prompt_cache import PromptCache
+from mlx_pharos.engine.worker.runner import RunnerSize
+from mlx_pharos.engine.worker.scheduler import Scheduler
+from mlx_pharos.engine.worker.vocabulary import Vocabulary
+from support.engine import GREEDY
+from support.memory import make_guard, measured_costs
+
+if TYPE_CHECKING:
+    from mlx_pharos.engine.models.loading import LoadedModel
+    from mlx_pharos.engine.worker.runner import RunnerStep
+    from mlx_pharos.resilience.ledger import MemoryCosts
+
+__all__ = ["PROMPT", "SIZE", "DrivenEngine", "GreedyRunner", "tiny_costs"]
+
+SIZE = RunnerSize(batch=8, prefill_step=64, prefill_rows=2)
+PROMPT = 240
+"""Tokens of a prompt where a test says nothing else."""
+
+
+class GreedyRunner(BatchRunner):
+    """A real runner whose step asks the system for more memory than there is, when it is told to.
+
+    The failure is the allocator's own. MLX's on the CPU cannot be used here: it
+    ends the process.
+    """
+
+    failures = 0
+
+    def step(self) -> RunnerStep:
+        """Fail so often as was asked for, then run."""
+        if GreedyRunner.failures:
+            GreedyRunner.failures -= 1
+            bytearray(1 << 60)
+        return super().step()
+
+
+_calibrated: list[MemoryCosts] = []
+
+
+def tiny_costs(loaded: LoadedModel) -> MemoryCosts:
+    """Calibrate once: the figures differ a little from time to time, and rooms are reckoned in them."""
+    if not _calibrated:
+        _calibrated.append(measured_costs(loaded, step=SIZE.prefill_step))
+    return _calibrated[0]
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class DrivenEngine:
+    """A scheduler with the tiny model and so much memory, driven in the test's thread."""
+
+    def __init__(self, loaded: LoadedModel, *, room: int, **guard: Any) -> None:
+        GreedyRunner.failures = 0
+        self.items: queue.SimpleQueue[InboxItem] = queue.SimpleQueue()
+        self.clock = Clock()
+        self.events: list[StepEvent] = []
+        self.steps: list[Step] = []
+        self.cache = PromptCache(limit_bytes=room)
+        options: dict[str, Any] = {"headroom": lambda: 1 << 40, "clock": self.clock} | guard
+        options.setdefault("costs", tiny_costs(loaded))
+        self.guard = make_guard(loaded, self.cache, SIZE, room=room, **options)
+        self.scheduler = Scheduler(
+            lambda: GreedyRunner(loaded.model, eos_token_ids=(), size=SIZE, wired_limit=False),
+            self.cache,
+            self.guard,
+            Vocabulary(loaded.tokenizer),
+            context_length=loaded.context_length,
+            vocabulary_size=loaded.vocabulary_size,
+            inbox=self.items,
+            outbox=self,  # type: ignore[arg-type]
+        )
+        self._accepted = 0
+
+    def send(self, message: FromEngine) -> None:
+        """Keep what a pipe would carry."""
+        if isinstance(message, Step):
+            self.steps.append(message)
+            self.events += message.events
+
+    def submit(self, request_id: int, *, prompt: int = PROMPT, max_tokens: int = 0) -> None:
+        """Let a request arrive, tokenized."""
+        tokens = [65 + (request_id * 7 + place) % 50 for place in range(prompt)]
+        submit = Submit(
+            id=request_id,
+            prompt=TokenPrompt(tuple(tokens)),
+            sampling=GREEDY,
+            n=1,
+            max_tokens=max_tokens,
+            stop=(),
+            logprobs=False,
+            top_logprobs=0,
+            submitted_at=0.0,
+        )
+        self._accepted += 1
+        self.items.put(Arrived(request_id))
+        self.items.put(Prepared(submit, tokens, float(self._accepted)))
+
+    def step(self, times: int) -> None:
+        """Step so often, unless there is nothing to do; nothing is ever promised beyond the limit."""
+        for _ in range(times):
+            if self.scheduler.idle and self.items.empty():
+                return
+            self.scheduler.step()
+            ledger = self.guard.ledger
+            assert 0 <= ledger.reserved_bytes <= ledger.limit_bytes
+            assert self.cache.size_bytes <= ledger.spare_bytes
+
+    def tokens(self, request_id: int) -> list[int]:
+        """What a request has generated."""
+        return [
+            token
+            for event in self.events
+            if isinstance(event, Delta) and event.id == request_id
+            for token in event.tokens
+        ]
+
+    def ends(self, request_id: int) -> list[str]:
+        """How a request ended: exactly one entry."""
+        return [
+            event.reason
+            for event in self.events
+            if isinstance(event, Finish | Failed) and event.id == request_id
+        ]
+
+    @property
+    def reclaims(self) -> list[Reclaim]:
+        """What the ladder did."""
+        return [each for step in self.steps for each in step.figures.reclaims]
