@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,10 @@ _CACHE = os.environ.get("PHAROS_TEST_CACHE") or os.environ.get("PHAROS_CACHE_DIR
 for _name in [*os.environ]:
     if _name.startswith(("PHAROS_", "OTEL_")) or _name == "METRICS_API_KEY":
         del os.environ[_name]
+
+# A shell lets what runs in its background ignore Ctrl-C, and every process inherits that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

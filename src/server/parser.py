@@ -10,7 +10,8 @@ import re
 from typing import TYPE_CHECKING
 
 from waitress.parser import HTTPRequestParser, ParsingError
-from waitress.utilities import Error, RequestEntityTooLarge
+from waitress.receiver import ChunkedReceiver
+from waitress.utilities import BadRequest, Error, RequestEntityTooLarge
 
 from ..resilience.errors import AuthenticationError, StorageFullError
 from .auth import check_api_key
@@ -26,6 +27,8 @@ __all__ = ["Parser", "Refusal"]
 _CODINGS = re.compile(rb"\r\ntransfer-encoding[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE)
 _FOLD = re.compile(rb"\r\n[ \t]")
 _HOSTS = re.compile(rb"\r\nhost[ \t]*:", re.IGNORECASE)
+_SIZE_LINE = 1024
+"""Bytes of a chunk's size with its extensions: nobody sends any."""
 _STORAGE_SECONDS = 10.0
 """Who has to make room needs a moment."""
 
@@ -37,6 +40,44 @@ class Refusal(Error):  # noqa: N818 - waitress calls them so, and none is raised
         super().__init__(error.message)
         self.code = error.status
         self.error = error
+
+
+class Chunks(ChunkedReceiver):
+    """Reads a chunked body strictly.
+
+    waitress takes a size with a line feed behind it for a size, and waits for
+    more where a line feed alone ends it.
+    """
+
+    def received(self, s: bytes) -> int:
+        """Take bytes of the body and return how many."""
+        taken = 0
+        while taken < len(s) and not self.completed and not self.error:
+            piece = self._piece(s[taken:])
+            if self._is_bad_size(piece):
+                self.error = BadRequest("The size of a chunk must be short and end with CR LF")
+            taken += super().received(piece)
+        return taken
+
+    @property
+    def _in_size(self) -> bool:
+        return not (self.chunk_remainder or self.validate_chunk_end or self.all_chunks_received)
+
+    def _piece(self, s: bytes) -> bytes:
+        """Return the bytes up to the next border, so that each size is seen in its line."""
+        if self.all_chunks_received:
+            return s
+        if self.chunk_remainder:
+            return s[: self.chunk_remainder]
+        if self.validate_chunk_end:
+            return s[: 2 - len(self.chunk_end)]
+        return s[: s.find(b"\n") + 1] or s
+
+    def _is_bad_size(self, piece: bytes) -> bool:
+        line = self.control_line + piece if self._in_size else b""
+        if line.endswith(b"\n") and not line.removesuffix(b"\r\n"):
+            return True
+        return line.endswith(b"\n") > line.endswith(b"\r\n") or len(line) > _SIZE_LINE
 
 
 class Parser(HTTPRequestParser):
@@ -82,6 +123,8 @@ class Parser(HTTPRequestParser):
         if codings and ("CONTENT_LENGTH" in self.headers or self.version != "1.1"):
             message = "Transfer-Encoding goes with HTTP/1.1 and without Content-Length only"
             raise ParsingError(message)
+        if codings and self.body_rcv is not None:
+            self.body_rcv = Chunks(self.body_rcv.getbuf())
         hosts = len(_HOSTS.findall(header_plus))
         if hosts > 1 or (self.version == "1.1" and not hosts):
             message = "The header Host must be there once"
