@@ -16,13 +16,14 @@ from statistics import median
 import psutil
 
 from .collectors import COLLECTORS
+from .overload import OVERLOAD
 from .record_cost import RECORD_COST
 from .scenarios import SCENARIOS as SERVING
 from .scenarios import Row, Setting
 from .telemetry import TELEMETRY
 
 _ROOT = Path(__file__).parent.parent
-SCENARIOS = SERVING | TELEMETRY | COLLECTORS | RECORD_COST
+SCENARIOS = SERVING | OVERLOAD | TELEMETRY | COLLECTORS | RECORD_COST
 
 
 def main() -> int:

@@ -17,7 +17,11 @@ __all__ = ["Load", "Outcome", "run_load"]
 
 _CONTENT = re.compile(rb'"content": ?"[^"]')
 _TOKENS = re.compile(rb'"completion_tokens": ?(\d+)')
-_ATTEMPTS = 20
+_REFUSED = b"HTTP/1.1 503"
+
+
+class _RefusedError(OSError):
+    """The server has no place now, and said when there may be one."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class Load:
     salt: str
     """Goes into every prompt, so that no run finds another's in a prompt cache."""
     prompt: str = "Tell me a long story about the sea"
+    attempts: int = 20
+    """How often a request is sent at most, at once again where it was refused or cut."""
     limit_seconds: float = 300.0
     """What has not completed by then has failed."""
 
@@ -48,6 +54,8 @@ class Outcome:
     """Requests that were given up, or answered with an error."""
     first_token: list[float] = field(default_factory=list)
     per_token: list[float] = field(default_factory=list)
+    refused: list[float] = field(default_factory=list)
+    """How long each attempt took that was answered with 503 and ``Retry-After``."""
     whole: list[float] = field(default_factory=list)
     """From the connection to the end, of completed requests."""
 
@@ -104,6 +112,8 @@ class _Chat:
         if not data:
             if b"[DONE]" in self.received[-64:]:
                 return True
+            if self.received.startswith(_REFUSED) and b"\r\nRetry-After: " in self.received:
+                raise _RefusedError
             raise ConnectionResetError
         if _CONTENT.search(data):
             self.first = self.first or now
@@ -123,7 +133,7 @@ def run_load(load: Load) -> Outcome:
     deadline = begin + load.limit_seconds
     while selector.get_map() and time.monotonic() < deadline:
         for key, _ in selector.select(timeout=1):
-            _advance(selector, outcome, key)
+            _advance(selector, outcome, key, load.attempts)
     outcome.seconds = time.monotonic() - begin
     outcome.failures += len(selector.get_map())
     for key in list(selector.get_map().values()):
@@ -133,7 +143,7 @@ def run_load(load: Load) -> Outcome:
 
 
 def _advance(
-    selector: selectors.BaseSelector, outcome: Outcome, key: selectors.SelectorKey
+    selector: selectors.BaseSelector, outcome: Outcome, key: selectors.SelectorKey, attempts: int
 ) -> None:
     chat: _Chat = key.data
     try:
@@ -144,14 +154,17 @@ def _advance(
         done = chat.receive()
     except BlockingIOError:
         return
-    except OSError:
-        outcome.resets += 1
+    except OSError as error:
+        if isinstance(error, _RefusedError):
+            outcome.refused.append(time.monotonic() - chat.begin)
+        else:
+            outcome.resets += 1
         selector.unregister(chat.socket)
         chat.socket.close()
-        if chat.attempts < _ATTEMPTS:
+        if chat.attempts < attempts:
             chat.connect()
             selector.register(chat.socket, selectors.EVENT_WRITE, chat)
-        else:
+        elif not isinstance(error, _RefusedError):
             outcome.failures += 1
         return
     if done:
