@@ -43,10 +43,8 @@ def overload(setting: Setting) -> list[Row]:
         storm = run_load(Load(server.port, server.model, _CLIENTS, _TOKENS, "storm", attempts=500))
         back = _seconds_until_normal(server, _NORMAL * median(calm[1:]))
     fitting, crowded = fitting[1:], crowded[1:]  # the first round warms up
-    refusals = [1e3 * max(outcome.refused) for outcome in crowded]
-    lost = sum(
-        _CLIENTS - outcome.completed - len(outcome.refused) + outcome.resets for outcome in crowded
-    )
+    refusals = [1e3 * max(outcome.refused, default=0.0) for outcome in crowded]
+    lost = sum(_CLIENTS - outcome.completed - len(outcome.refused) for outcome in crowded)
     raw = {"fitting": outcomes_as_json(fitting), "crowded": outcomes_as_json(crowded)}
     name = "200 at capacity 4"
     return [

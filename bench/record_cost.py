@@ -130,7 +130,8 @@ def main() -> None:
     from mlx_pharos.telemetry.collector import make_window  # noqa: PLC0415
     from mlx_pharos.telemetry.log import configure_log  # noqa: PLC0415
     from mlx_pharos.telemetry.telemetry import Telemetry, TelemetryOptions  # noqa: PLC0415
-    from support.simulated import SimulatedClock, SimulatedRequests  # noqa: PLC0415
+    from support.clock import SimulatedClock  # noqa: PLC0415
+    from support.simulated import SimulatedRequests  # noqa: PLC0415
 
     what, endpoint = sys.argv[1:3]
     os.environ["OTEL_METRIC_EXPORT_INTERVAL"] = "3600000"  # flushes bring the metrics

@@ -53,9 +53,10 @@ class Chunks(ChunkedReceiver):
         """Take bytes of the body and return how many."""
         taken = 0
         while taken < len(s) and not self.completed and not self.error:
-            piece = self._piece(s[taken:])
-            if self._is_bad_size(piece):
+            piece = s[taken : self._border(s, taken)]
+            if self._in_size and not _may_be_size(self.control_line + piece):
                 self.error = BadRequest("The size of a chunk must be short and end with CR LF")
+                return len(s)
             taken += super().received(piece)
         return taken
 
@@ -63,21 +64,19 @@ class Chunks(ChunkedReceiver):
     def _in_size(self) -> bool:
         return not (self.chunk_remainder or self.validate_chunk_end or self.all_chunks_received)
 
-    def _piece(self, s: bytes) -> bytes:
-        """Return the bytes up to the next border, so that each size is seen in its line."""
-        if self.all_chunks_received:
-            return s
+    def _border(self, s: bytes, begin: int) -> int:
+        """Return where the next part of the body ends, so that each size is seen in its line."""
         if self.chunk_remainder:
-            return s[: self.chunk_remainder]
+            return begin + int(self.chunk_remainder)
         if self.validate_chunk_end:
-            return s[: 2 - len(self.chunk_end)]
-        return s[: s.find(b"\n") + 1] or s
+            return begin + len(b"\r\n") - len(self.chunk_end)
+        return (s.find(b"\n", begin) + 1 if self._in_size else 0) or len(s)
 
-    def _is_bad_size(self, piece: bytes) -> bool:
-        line = self.control_line + piece if self._in_size else b""
-        if line.endswith(b"\n") and not line.removesuffix(b"\r\n"):
-            return True
-        return line.endswith(b"\n") > line.endswith(b"\r\n") or len(line) > _SIZE_LINE
+
+def _may_be_size(line: bytes) -> bool:
+    """Return whether a line, or the beginning of one, can be a chunk's size."""
+    ended = line.endswith(b"\n")
+    return len(line) <= _SIZE_LINE and (not ended or line.removesuffix(b"\r\n") not in {b"", line})
 
 
 class Parser(HTTPRequestParser):

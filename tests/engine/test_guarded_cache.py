@@ -10,7 +10,6 @@ import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import KVCache, QuantizedKVCache, RotatingKVCache
 
-from mlx_pharos.engine.models.loading import LoadedModel, load_model
 from mlx_pharos.engine.protocol import (
     Cancel,
     Delta,
@@ -36,8 +35,8 @@ from support.memory import make_guard
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
+    from mlx_pharos.engine.models.loading import LoadedModel
     from mlx_pharos.engine.protocol import PromptCacheHealth
 
 _PROMPT = [65 + place % 7 for place in range(40)]
@@ -160,12 +159,6 @@ class _Bench:
         """Meet five broken entries in a row."""
         for prompt in self.break_entries(5):
             self.run(prompt)
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny_model: Path) -> LoadedModel:
-    """The tiny model in this process."""
-    return load_model(tiny_model)
 
 
 @pytest.fixture(params=[False, True], ids=["batch", "sequential"])

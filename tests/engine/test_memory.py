@@ -9,34 +9,14 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import pytest
 
-from mlx_pharos.engine.models.loading import LoadedModel, load_model
 from mlx_pharos.engine.protocol import Cancel, Finish
 from mlx_pharos.engine.worker.meter import kv_bytes
 from mlx_pharos.engine.worker.prompt_cache import PromptCache
 from mlx_pharos.resilience.ledger import BLOCK
-from support.driven_engine import PROMPT, DrivenEngine, tiny_costs
+from support.driven_engine import PROMPT, TOKENS, DrivenEngine, tiny_costs
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-TOKENS = 530
-"""Of the longest answers: their second growth takes another block of KV state."""
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny_model: Path) -> LoadedModel:
-    """The tiny model in this process."""
-    return load_model(tiny_model)
-
-
-@pytest.fixture(scope="module")
-def alone(loaded: LoadedModel) -> dict[int, list[int]]:
-    """What each request generates where memory is plenty."""
-    engine = DrivenEngine(loaded, room=1 << 30)
-    for request_id in range(1, 4):
-        engine.submit(request_id, max_tokens=TOKENS)
-    engine.step(5000)
-    return {request_id: engine.tokens(request_id) for request_id in range(1, 4)}
+    from mlx_pharos.engine.models.loading import LoadedModel
 
 
 def _narrow(loaded: LoadedModel, rows: int, tokens: int) -> DrivenEngine:

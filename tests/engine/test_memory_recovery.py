@@ -6,31 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mlx_pharos.engine.models.loading import LoadedModel, load_model
 from mlx_pharos.engine.protocol import OUT_OF_MEMORY
 from mlx_pharos.engine.worker.memory_guard import is_allocation_failure
 from support.driven_engine import SIZE, DrivenEngine, GreedyRunner
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-TOKENS = 100
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny_model: Path) -> LoadedModel:
-    """The tiny model in this process."""
-    return load_model(tiny_model)
-
-
-@pytest.fixture(scope="module")
-def alone(loaded: LoadedModel) -> dict[int, list[int]]:
-    """What each request generates where memory is plenty."""
-    engine = DrivenEngine(loaded, room=1 << 30)
-    for request_id in range(1, 4):
-        engine.submit(request_id, max_tokens=TOKENS)
-    engine.step(5000)
-    return {request_id: engine.tokens(request_id) for request_id in range(1, 4)}
+    from mlx_pharos.engine.models.loading import LoadedModel
 
 
 def test_after_an_allocation_failed_everything_goes_on(

@@ -9,7 +9,6 @@ import mlx.core as mx
 import pytest
 from mlx_lm.generate import generate_step
 
-from mlx_pharos.engine.models.loading import LoadedModel, load_model
 from mlx_pharos.engine.protocol import Sampling
 from mlx_pharos.engine.worker.batch import BatchRunner
 from mlx_pharos.engine.worker.runner import Job, Runner, RunnerSize, SampledToken, StoredPrefix
@@ -17,15 +16,9 @@ from mlx_pharos.engine.worker.sampling import Draws, make_processors
 from mlx_pharos.engine.worker.sequential import SequentialRunner
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from mlx_pharos.engine.models.loading import LoadedModel
 
 _PROMPTS = [[65 + (7 * index + step) % 40 for step in range(3 + 40 * index)] for index in range(4)]
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny_model: Path) -> LoadedModel:
-    """The tiny model in this process."""
-    return load_model(tiny_model)
 
 
 def _batch(loaded: LoadedModel, **options: Any) -> BatchRunner:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from mlx_pharos.engine.models.loading import LoadedModel, load_model
 from mlx_pharos.engine.protocol import (
     Cancel,
     Delta,
@@ -32,8 +31,7 @@ from support.engine import GREEDY
 from support.memory import make_guard
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from mlx_pharos.engine.models.loading import LoadedModel
     from mlx_pharos.engine.worker.runner import RunnerStep
 
 
@@ -123,12 +121,6 @@ class _Bench:
             if self.scheduler.idle and self.items.empty():
                 return
             self.scheduler.step()
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny_model: Path) -> LoadedModel:
-    """The tiny model in this process."""
-    return load_model(tiny_model)
 
 
 @pytest.fixture

@@ -9,17 +9,7 @@ from hypothesis import strategies as st
 from mlx_pharos.resilience.admission import Admission
 from mlx_pharos.resilience.errors import InvalidRequestError, QueueFullError
 from mlx_pharos.resilience.service_rate import RetryAdvice, ServiceRate
-
-
-class Clock:
-    """Time that the test moves."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        """Return it."""
-        return self.now
+from support.clock import SimulatedClock
 
 
 def refused(admission: Admission, places: int = 1, tenant: int = 0) -> float:
@@ -41,7 +31,7 @@ def test_more_than_there_is_can_never_be_taken() -> None:
 
 def test_those_who_are_refused_are_told_to_come_one_after_the_other() -> None:
     """At 2 s a place the third refusal is told 6 s: nobody comes when there is no place yet."""
-    clock = Clock()
+    clock = SimulatedClock()
     admission = Admission(max_batch=2, max_queue=2, clock=clock)
     admission.take(4)
     for _ in range(100):
@@ -57,7 +47,7 @@ def test_those_who_are_refused_are_told_to_come_one_after_the_other() -> None:
 
 def test_the_advice_is_bounded_and_grows_while_nothing_is_freed() -> None:
     """Between 1 and 60 s, however fast or slow the server was or however many are refused."""
-    clock = Clock()
+    clock = SimulatedClock()
     admission = Admission(max_batch=1, max_queue=0, clock=clock)
     admission.take(1)
     assert 1.0 == refused(admission)

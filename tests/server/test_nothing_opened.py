@@ -8,6 +8,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 
 from support.served import Served, serve_model
@@ -23,7 +24,7 @@ _SORTS = ("open", "os.", "socket.", "subprocess.", "shutil.", "tempfile.", "glob
     "urllib.", "http.", "ftplib.", "smtplib.", "ctypes.dlopen", "import", "exec", "compile")
 def _hear(event, args):
     if event.startswith(_SORTS) and event not in ("os.putenv", "os.unsetenv", "socket.__new__"):
-        os.write(_LOG, f"{event} {[each for each in args[:2] if isinstance(each, (str, bytes))]}\\n".encode())
+        os.write(_LOG, f"{os.getpid()} {event} {[each for each in args[:2] if isinstance(each, (str, bytes))]}\\n".encode())
 sys.addaudithook(_hear)
 """
 """Python runs it first of all in every process; the interpreter itself then tells what is opened."""
@@ -75,12 +76,18 @@ def _opened(log: Path, since: int) -> list[str]:
     return [line for line in lines if not any(place in line for place in _MEASURED)]
 
 
-def test_the_log_tells(audited: Served, log: Path) -> None:
-    """Both processes were heard while they started, so silence means something."""
-    assert audited.pid
-    text = log.read_text()
-    assert "model.safetensors" in text
-    assert "socket.bind" in text
+def test_both_processes_are_heard(audited: Served, log: Path) -> None:
+    """So silence means something: of the engine while it loads, of the server while it answers too.
+
+    A large body is what the server opens a file for: a temporary one.
+    """
+    (engine,) = psutil.Process(audited.pid).children()
+    assert f"{engine.pid} open" in log.read_text()
+    since = len(log.read_text())
+    assert 400 == _chat(audited, "a" * 1_000_000)
+    opened = _opened(log, since)
+    assert opened
+    assert all(line.startswith(f"{audited.pid} ") for line in opened)
 
 
 def test_a_request_opens_nothing(audited: Served, log: Path) -> None:

@@ -22,6 +22,7 @@ from mlx_pharos.engine.worker.prompt_cache import PromptCache
 from mlx_pharos.engine.worker.runner import RunnerSize
 from mlx_pharos.engine.worker.scheduler import Scheduler
 from mlx_pharos.engine.worker.vocabulary import Vocabulary
+from support.clock import SimulatedClock
 from support.engine import GREEDY
 from support.memory import make_guard, measured_costs
 
@@ -30,11 +31,13 @@ if TYPE_CHECKING:
     from mlx_pharos.engine.worker.runner import RunnerStep
     from mlx_pharos.resilience.ledger import MemoryCosts
 
-__all__ = ["PROMPT", "SIZE", "DrivenEngine", "GreedyRunner", "tiny_costs"]
+__all__ = ["PROMPT", "SIZE", "TOKENS", "DrivenEngine", "GreedyRunner", "tiny_costs"]
 
 SIZE = RunnerSize(batch=8, prefill_step=64, prefill_rows=2)
 PROMPT = 240
 """Tokens of a prompt where a test says nothing else."""
+TOKENS = 530
+"""Of the longest answers: their second growth takes another block of KV state."""
 
 
 class GreedyRunner(BatchRunner):
@@ -64,23 +67,13 @@ def tiny_costs(loaded: LoadedModel) -> MemoryCosts:
     return _calibrated[0]
 
 
-class Clock:
-    """Seconds that pass when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 class DrivenEngine:
     """A scheduler with the tiny model and so much memory, driven in the test's thread."""
 
     def __init__(self, loaded: LoadedModel, *, room: int, **guard: Any) -> None:
         GreedyRunner.failures = 0
         self.items: queue.SimpleQueue[InboxItem] = queue.SimpleQueue()
-        self.clock = Clock()
+        self.clock = SimulatedClock()
         self.events: list[StepEvent] = []
         self.steps: list[Step] = []
         self.cache = PromptCache(limit_bytes=room)

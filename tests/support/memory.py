@@ -35,6 +35,7 @@ def make_guard(
     **options: Any,
 ) -> MemoryGuard:
     """Return a guard of ``room`` bytes beside what this process holds already."""
+    mx.clear_cache()  # other tests' buffers are nothing that this guard could be short of
     held = mx.get_active_memory()
     return MemoryGuard(
         costs or measured_costs(loaded, step=size.prefill_step),

@@ -21,22 +21,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from mlx_pharos.telemetry.telemetry import Telemetry
+    from support.clock import SimulatedClock
 
-__all__ = ["SimulatedClock", "SimulatedRequests"]
+__all__ = ["SimulatedRequests"]
 
 _MODEL = "tiny"
 _ENDS = ("stop",) * 12 + ("length",) * 4 + ("left", "refused", "died", "bad")
-
-
-class SimulatedClock:
-    """Seconds that pass when they are told to."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        """Return the time."""
-        return self.now
 
 
 class SimulatedRequests:

@@ -9,7 +9,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from mlx_pharos.telemetry.catalog import BY_NAME
 from mlx_pharos.telemetry.collector import make_window
 from mlx_pharos.telemetry.telemetry import Telemetry, TelemetryOptions
-from support.simulated import SimulatedClock, SimulatedRequests
+from support.clock import SimulatedClock
+from support.simulated import SimulatedRequests
 
 INVENTED = 10_000
 

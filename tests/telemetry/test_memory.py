@@ -10,8 +10,9 @@ import sys
 from mlx_pharos.telemetry.collector import make_window
 from mlx_pharos.telemetry.log import configure_log
 from mlx_pharos.telemetry.telemetry import Telemetry, TelemetryOptions
+from support.clock import SimulatedClock
 from support.collector import collector
-from support.simulated import SimulatedClock, SimulatedRequests
+from support.simulated import SimulatedRequests
 
 FEW, MANY, AT_ONCE = 1600, 4800, 400
 

@@ -13,8 +13,9 @@ from mlx_pharos.telemetry.batching import Batcher, BatchLimits
 from mlx_pharos.telemetry.collector import make_window
 from mlx_pharos.telemetry.losses import Losses, ThrottledLog
 from mlx_pharos.telemetry.telemetry import Telemetry, TelemetryOptions
+from support.clock import SimulatedClock
 from support.collector import collector, dead_port
-from support.simulated import SimulatedClock, SimulatedRequests
+from support.simulated import SimulatedRequests
 from support.whole_answer import answer, ask
 
 if TYPE_CHECKING:

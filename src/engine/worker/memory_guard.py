@@ -213,27 +213,26 @@ class MemoryGuard:
         self._trouble_at = self._clock()
         self._resize(halvings)
 
-    def recover(self, error: Exception, errors: ErrorHandler) -> bool:
-        """Make room after an allocation failed; False where nothing helps and the process must end.
-
-        Nothing helps where the ladder is climbed, or where it was climbed and no
-        sequence was served since: time alone gives a process no memory.
-
-        The runner that failed must be gone, or its state would be counted.
+    def recover(self, error: Exception, errors: ErrorHandler) -> None:
+        """Make room after an allocation failed. The runner that failed must be gone.
 
         Args:
             error: What the allocation raised.
             errors: Has the ladder climbed, and tells what each step brought.
+
+        Raises:
+            MemoryError: Nothing helps, so the process must end: the ladder is climbed, or it was
+                and no sequence was served since. Time alone gives a process no memory.
         """
         self._failures += 1
         if self.ladder.exhausted or self._failures > _FAILURES_IN_A_ROW:
-            return False
+            message = "memory is missing, whatever is freed"
+            raise MemoryError(message) from error
         before = self._halvings
         self._is_outside = False
         self._trouble_at = self._clock()
         while self._halvings == before and not self.ladder.exhausted:
             errors.handle_oom_error(error, self.ladder)
-        return True
 
     def note_served(self) -> None:
         """Note that a sequence reached its end: memory suffices for some work."""

@@ -147,7 +147,7 @@ class Scheduler:
                 del self._tokenizing[item.submit.id]
                 self._enqueue(Prepared(item.submit, [], time.monotonic()), cancelled=True)
             case Starved():
-                self._make_room(item.error)
+                self._guard.recover(item.error, self._errors)
             case Cancel():
                 self._cancel(item.id)
             case Ping():
@@ -317,6 +317,7 @@ class Scheduler:
             )
         )
         if reason is not None:
+            self._guard.note_served()
             self._finish(sequence, reason, now)
             self._keep(sample, request)
             if not request.live:
@@ -336,8 +337,6 @@ class Scheduler:
     def _finish(self, sequence: Sequence, reason: FinishReason, now: float) -> None:
         """Report a sequence's end and forget it; the runner has let go of it already."""
         self._events.append(sequence.finish(reason, at=now))
-        if reason != "cancelled":
-            self._guard.note_served()
         self._forget(sequence)
 
     def _forget(self, sequence: Sequence) -> None:
@@ -369,18 +368,11 @@ class Scheduler:
         if not is_allocation_failure(error):
             self._fail(requests, type(error).__name__)
             return
-        for sequence in interrupted:
-            self._guard.release(sequence)
-        self._make_room(error)
+        self._guard.recover(error, self._errors)
         self._requeue([each for each in interrupted if not each.request.retried])
         self._fail({request for request in requests if request.retried}, OUT_OF_MEMORY)
         for request in requests:
             request.retried = True
-
-    def _make_room(self, error: Exception) -> None:
-        if not self._guard.recover(error, self._errors):
-            message = "memory is missing, whatever is freed"
-            raise MemoryError(message)
 
     def _fail(self, failed: set[Request], reason: str) -> None:
         """End requests with an error, whatever their sequences do now."""
