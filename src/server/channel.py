@@ -53,8 +53,10 @@ _RESERVE = 16
 """One in so many connections is kept free, so that a newcomer is always taken at once."""
 _READ_SECONDS = 5.0
 """From when on one who has a whole answer to read may give way to newcomers."""
-_NEWCOMER_SECONDS = 1.0
-"""In which a client that has connected sends its request."""
+_NEWCOMER_SECONDS = 0.5
+"""In which a client that has connected sends its request. Until then it never gives way: on a busy
+machine the request of one who came with many others is late, or not read yet. Where all are
+newcomers the next ones wait so long in the kernel."""
 _OUT_OF_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _FILES_SECONDS = 0.25
 """How long nobody is taken when there was no file for a connection."""
@@ -207,6 +209,10 @@ class Channel(HTTPChannel):
         """Whether the next step is the client's: nothing runs, and nothing is to be sent."""
         return not (self.requests or self.total_outbufs_len)
 
+    def is_new(self) -> bool:
+        """Whether the client's next step is still expected at any moment."""
+        return self.waiting_seconds() <= _NEWCOMER_SECONDS
+
     def waiting_seconds(self) -> float:
         """How long the client's next step is waited for: a request, or the rest of one."""
         if self.receiving_since is not None:
@@ -238,6 +244,8 @@ class Server(TcpWSGIServer):
         if now - self._maintained_at >= self.adj.cleanup_interval:
             self._maintained_at = now
             self.maintenance(now)
+        elif self.is_full:
+            self._make_room()
         return now >= self._accept_again_at and bool(super().readable())
 
     def accept(self) -> tuple[socket.socket, Any] | None:
@@ -255,7 +263,7 @@ class Server(TcpWSGIServer):
                 _log.warning("no file is left for new connections; they wait")
             self._is_short_of_files = True
             self._accept_again_at = time.monotonic() + _FILES_SECONDS
-            self._give_way(1, of_newcomers=0)
+            self._give_way(1)
             return None
         if taken is not None and self._is_short_of_files:
             _log.warning("new connections are taken again")
@@ -281,6 +289,11 @@ class Server(TcpWSGIServer):
         self._make_room()
 
     @property
+    def is_full(self) -> bool:
+        """Whether newcomers have to wait in the kernel until somebody may be made to give way."""
+        return len(self._connections()) >= self.adj.connection_limit
+
+    @property
     def busy(self) -> bool:
         """Whether a request runs, or an answer is still being sent."""
         return any(channel.requests or channel.total_outbufs_len for channel in self._channels())
@@ -291,40 +304,36 @@ class Server(TcpWSGIServer):
         Neither idle connections nor requests that never end may make the server deaf.
         """
         limit = self.adj.connection_limit
-        connections: dict[int, Any] = getattr(self, "_map")  # noqa: B009 - not in the stubs
-        count = len(connections)
-        self._give_way(count - (limit - max(2, limit // _RESERVE)), of_newcomers=count - limit + 1)
+        self._give_way(len(self._connections()) - (limit - max(2, limit // _RESERVE)))
 
-    def _give_way(self, count: int, *, of_newcomers: int) -> None:
+    def _give_way(self, count: int) -> None:
         """Close so many connections: those that wait long for their client, then slow readers.
 
-        Of those that have just come at most ``of_newcomers`` give way: one that
-        comes while all others are busy is to be answered, if only with a refusal.
+        Those that have just come never give way: who comes with many others, or
+        while all others are busy, is to be answered, if only with a refusal.
         """
         if count <= 0:
             return
-        # All sockets share the limit, and with it the map.
-        connections: dict[int, Any] = getattr(self, "_map")  # noqa: B009 - not in the stubs
-        channels = [each for each in connections.values() if isinstance(each, Channel)]
-        waiting = sorted(
-            filter(Channel.can_give_way, channels), key=Channel.waiting_seconds, reverse=True
-        )
-        old = [each for each in waiting if each.waiting_seconds() > _NEWCOMER_SECONDS]
+        channels = [each for each in self._connections().values() if isinstance(each, Channel)]
+        waiting = [each for each in channels if each.can_give_way() and not each.is_new()]
+        old = heapq.nlargest(count, waiting, key=Channel.waiting_seconds)
         readers = heapq.nlargest(
-            max(0, count - len(old)),
-            filter(Channel.only_reads, channels),
-            key=Channel.waiting_seconds,
+            count - len(old), filter(Channel.only_reads, channels), key=Channel.waiting_seconds
         )
         for channel in readers:
             self._from_loop(channel.abandon)
-        new = min(count - len(old) - len(readers), of_newcomers - len(old) - len(readers))
-        for channel in [*old[:count], *waiting[len(old) :][: max(0, new)]]:
+        for channel in old:
             channel.will_close = True
 
     def _from_loop(self, action: Callable[[], None]) -> None:
         """Have the I/O loop call ``action`` where closing a connection cannot confuse it."""
         trigger: Any = self.trigger
         trigger.pull_trigger(action)
+
+    def _connections(self) -> dict[int, Any]:
+        """Return what the limit counts; all listening sockets share it."""
+        connections: dict[int, Any] = getattr(self, "_map")  # noqa: B009 - not in the stubs
+        return connections
 
     def _channels(self) -> list[Channel]:
         active: Any = self.active_channels

@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 _LOOP_SECONDS = 1.0
 """How often deadlines of connections are looked at while nothing happens."""
-_DRAIN_LOOP_SECONDS = 0.05
+_HURRIED_LOOP_SECONDS = 0.05
 _LAST_WORDS_SECONDS = 2.0
 """Time to deliver the error events of requests that the drain cut off."""
 _LARGEST_ANSWER = 64 * 1024 * 1024
@@ -109,7 +109,8 @@ class Listener:
         """Serve until :meth:`stop` was called and the drain is over."""
         try:
             while not (self._stops and self._drained()):
-                wait = _DRAIN_LOOP_SECONDS if self._stops else self._loop_seconds
+                hurried = self._stops or self._servers[0].is_full
+                wait = _HURRIED_LOOP_SECONDS if hurried else self._loop_seconds
                 wasyncore.loop(timeout=wait, use_poll=True, map=self._map, count=1)
                 self._on_turn()
         finally:

@@ -58,6 +58,23 @@ def test_requests_that_never_end_do_not_make_the_server_deaf(
             connection.close()
 
 
+def test_who_comes_with_many_others_is_answered(
+    tiny_model: Path, serving: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of more clients than there are connections none is cut before it had time to send."""
+    monkeypatch.setattr("mlx_pharos.server.channel._NEWCOMER_SECONDS", 10)
+    with serving(tiny_model, ready=False, connection_limit=16) as server:
+        held = [server.connect() for _ in range(60)]
+        # Taken are as many as may be; nobody has sent anything yet.
+        wait_until(lambda: len(server.listener._map) >= 14)
+        probe = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        for connection in held:
+            connection.sendall(probe)
+        for connection in held:
+            assert read_all(connection).startswith(b"HTTP/1.1 200 ")
+            connection.close()
+
+
 def test_running_requests_never_give_way(tiny_model: Path, serving: Callable[..., Any]) -> None:
     """However many connections come, an answer that is being made is finished."""
     with serving(tiny_model, connection_limit=16, max_batch=1, max_queue=1) as server:
