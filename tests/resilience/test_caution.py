@@ -53,5 +53,5 @@ def test_the_limits_stay_between_an_eighth_and_all(
         caution.died(ending, now, explained=explained)
         assert 0 <= caution.halvings <= 3
     caution.started(now)
-    caution.died("exit code 1", now + 90.0, explained=False)
+    caution.died("exit code 1", now + 91.0, explained=False)
     assert 0 == caution.halvings

@@ -48,7 +48,10 @@ class _Killer:
 
 
 def _ask_all(server: RunningServer, requests: Sequence[tuple[str, dict[str, Any]]]) -> list[Answer]:
-    """Send all at the same time; return the answers in their order."""
+    """Send all at the same time; return the answers in their order.
+
+    The engine stands still until it has them all: none comes when it is down already.
+    """
     answers: dict[int, Answer] = {}
 
     def ask(place: int, path: str, body: dict[str, Any]) -> None:
@@ -58,12 +61,23 @@ def _ask_all(server: RunningServer, requests: Sequence[tuple[str, dict[str, Any]
         threading.Thread(target=ask, args=(place, path, body))
         for place, (path, body) in enumerate(requests)
     ]
-    for thread in threads:
-        thread.start()
+    engine = server.engine.pid
+    os.kill(engine, signal.SIGSTOP)
+    try:
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: server.engine.in_flight == sum(_sequences(body) for _, body in requests))
+    finally:
+        os.kill(engine, signal.SIGCONT)
     for thread in threads:
         thread.join(18)
         assert not thread.is_alive()
     return [answers[place] for place in range(len(requests))]
+
+
+def _sequences(body: dict[str, Any]) -> int:
+    prompts = body.get("prompt", "")
+    return int(body.get("n", 1)) * (len(prompts) if isinstance(prompts, list) else 1)
 
 
 def _ask_and_kill(
