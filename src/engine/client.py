@@ -169,9 +169,9 @@ class EngineClient:
         return self._supervision.wait_gone(timeout)
 
     def snapshot(self) -> EngineSnapshot:
-        """Return the figures of the engine's last step."""
+        """Return the figures of the engine's last step, and who waits for it."""
         limit = self.loaded.prompt_cache_limit_bytes if self.loaded else 0
-        return EngineSnapshot.of(self._last_step, limit)
+        return EngineSnapshot.of(self._last_step, limit, self.in_flight)
 
     def submit(
         self, prompt: Prompt, sampling: Sampling, **options: Unpack[SubmitOptions]

@@ -40,10 +40,12 @@ class Endurance:
 
 @dataclass(frozen=True, slots=True)
 class EngineSnapshot:
-    """What the engine reported with its last step; zeros before the first."""
+    """What the engine reported with its last step, zeros before the first; and who waits for it."""
 
     running: int = 0
     waiting: int = 0
+    """Sequences in flight that do not run, by the server's own books: true also while the engine
+    says nothing."""
     prompt_cache_entries: int = 0
     prompt_cache_bytes: int = 0
     prompt_cache_hits: int = 0
@@ -54,13 +56,13 @@ class EngineSnapshot:
     figures: StepFigures = field(default_factory=StepFigures)
 
     @classmethod
-    def of(cls, step: Step | None, prompt_cache_limit_bytes: int) -> Self:
+    def of(cls, step: Step | None, prompt_cache_limit_bytes: int, in_flight: int) -> Self:
         """Return the figures of a step; of none, zeros."""
         if step is None:
-            return cls(prompt_cache_limit_bytes=prompt_cache_limit_bytes)
+            return cls(waiting=in_flight, prompt_cache_limit_bytes=prompt_cache_limit_bytes)
         return cls(
             running=step.running,
-            waiting=step.waiting,
+            waiting=max(0, in_flight - step.running),
             prompt_cache_entries=step.prompt_cache_entries,
             prompt_cache_bytes=step.prompt_cache_bytes,
             prompt_cache_hits=step.prompt_cache_hits,

@@ -347,8 +347,6 @@ class Step(Message):
     at: float
     running: int
     """Sequences in prefill or decode after the step."""
-    waiting: int
-    """Sequences accepted and not yet in prefill."""
     prompt_cache_entries: int
     prompt_cache_bytes: int
     prompt_cache_hits: int

@@ -96,7 +96,7 @@ class _Reports:
                 "device": loaded.device if loaded and up else None,
                 "context_length": loaded.context_length if loaded and up else None,
                 "running": snapshot.running,
-                "waiting": snapshot.waiting if up else engine.in_flight,
+                "waiting": snapshot.waiting,
                 "engine": {"restarts": engine.restarts, "last_reason": engine.last_ending},
                 "memory": _memory(snapshot, loaded),
                 "cache": _cache(snapshot),

@@ -178,7 +178,7 @@ _REQUESTS = (
     _gauge("pharos.requests.running", "{request}", "Sequences in prefill or decode.", a.MODEL),
     _gauge(
         "pharos.requests.queued", "{request}",
-        "Sequences that wait for a place in the batch.", a.MODEL,
+        "Sequences that wait for a place in the batch, or for an engine.", a.MODEL,
     ),
     _histogram(
         "pharos.request.tokens", "{token}", _TOKENS,

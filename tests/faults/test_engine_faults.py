@@ -38,7 +38,7 @@ def test_killed_at_work(
     with patient(tiny_model, *_NARROW) as server:
         examination = examine(server)
         asks = examination.draw(16)
-        with examination.load(asks) as load:
+        with examination.load(asks, held=True) as load:
             load.wait_for_events(after)
             server.engine.kill()
         examination.judge(load)
@@ -53,7 +53,7 @@ def test_crashed(
     with patient(tiny_model, *_NARROW) as server:
         examination = examine(server)
         asks = examination.draw(12)
-        with examination.load(asks) as load:
+        with examination.load(asks, held=True) as load:
             load.wait_for_events(80)
             server.engine.send_signal(number)
         examination.judge(load)
@@ -66,7 +66,7 @@ def test_killed_twice(tiny_model: Path, examine: Callable[[Patient], Examination
     with patient(tiny_model, *_NARROW) as server:
         examination = examine(server)
         asks = examination.draw(12, tokens=300)
-        with examination.load(asks) as load:
+        with examination.load(asks, held=True) as load:
             load.wait_for_events(60)
             first = server.engine
             first.kill()
@@ -84,7 +84,7 @@ def test_stopped(tiny_model: Path, examine: Callable[[Patient], Examination]) ->
     with patient(tiny_model, *_NARROW, "--hang-timeout", "2") as server:
         examination = examine(server)
         asks = examination.draw(12)
-        with examination.load(asks) as load:
+        with examination.load(asks, held=True) as load:
             load.wait_for_events(60)
             server.engine.suspend()
         examination.judge(load)
@@ -102,7 +102,7 @@ def test_one_request_is_deadly(
         asks = examination.draw(7)
         message = {"role": "user", "content": f"good morning {what}"}
         killer = Ask("/v1/chat/completions", {"model": "tiny", "messages": [message]})
-        with examination.load([*asks, killer]) as load:
+        with examination.load([*asks, killer], held=True) as load:
             pass
         examination.judge(load, whole=False)
         *innocent, guilty = load.replies
@@ -116,7 +116,7 @@ def test_out_of_memory(tiny_model: Path, examine: Callable[[Patient], Examinatio
     with patient(tiny_model, *_NARROW) as server:
         examination = examine(server)
         asks = examination.draw(12, tokens=900)
-        with examination.load(asks) as load:
+        with examination.load(asks, held=True) as load:
             load.wait_for_events(20)
             used = server.engine.memory_info().vms
             server.engine.rlimit(resource.RLIMIT_AS, (used, resource.RLIM_INFINITY))

@@ -31,7 +31,10 @@ def test_files_run_out(tiny_model: Path, examine: Callable[[Patient], Examinatio
         asks = examination.draw(10, tokens=400)
         process = psutil.Process(server.pid)
         before = process.rlimit(resource.RLIMIT_NOFILE)
-        with contextlib.ExitStack() as stack, examination.load(asks, probe=False) as load:
+        with (
+            contextlib.ExitStack() as stack,
+            examination.load(asks, probe=False, held=True) as load,
+        ):
             load.wait_for_events(20)
             process.rlimit(resource.RLIMIT_NOFILE, (process.num_fds() + 2, before[1]))
             for _ in range(30):  # the kernel takes them, the server cannot

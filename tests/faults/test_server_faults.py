@@ -24,7 +24,7 @@ def test_asked_to_stop(tiny_model: Path, examine: Callable[[Patient], Examinatio
         examination = examine(server)
         asks = examination.draw(12)
         engine = server.engine
-        with examination.load(asks, probe=False) as load:
+        with examination.load(asks, probe=False, held=True) as load:
             load.wait_for_events(40)
             server.send_signal(signal.SIGTERM)
             assert 0 == server.wait(40)
@@ -38,7 +38,7 @@ def test_asked_twice(tiny_model: Path, examine: Callable[[Patient], Examination]
     with patient(tiny_model, "--max-batch", "4", "--max-queue", "28") as server:
         examination = examine(server)
         asks = examination.draw(12, tokens=4000, known=False)
-        with examination.load(asks, probe=False) as load:
+        with examination.load(asks, probe=False, held=True) as load:
             load.wait_for_events(40)
             server.send_signal(signal.SIGTERM)
             server.wait_for(lambda: server.get("/readyz")[0] == 503, "draining")
@@ -54,7 +54,7 @@ def test_killed(tiny_model: Path, examine: Callable[[Patient], Examination], tal
         examination = examine(server)
         asks = examination.draw(8, tokens=2000, known=False)
         engine = server.engine
-        with examination.load(asks, probe=False) as load:
+        with examination.load(asks, probe=False, held=True) as load:
             load.wait_for_events(40)
             server.send_signal(signal.SIGKILL)
             server.wait(10)

@@ -190,7 +190,6 @@ def _step(number: int, *ends: Any) -> Step:
         events=(*deltas, *ends),
         at=100 + number * 0.01,
         running=2,
-        waiting=0,
         prompt_cache_entries=0,
         prompt_cache_bytes=0,
         prompt_cache_hits=number,

@@ -51,6 +51,11 @@ class Ask:
         """Whether the answer comes as events."""
         return bool(self.body.get("stream"))
 
+    @property
+    def sequences(self) -> int:
+        """How many texts are asked for: choices of each prompt."""
+        return len(self.body.get("prompt", [""])) * int(self.body.get("n", 1))
+
 
 @dataclass
 class Reply:

@@ -131,6 +131,7 @@ class Examination:
         *,
         leave_after: Sequence[int | None] | None = None,
         probe: bool = True,
+        held: bool = False,
     ) -> Iterator[Load]:
         """Send all requests at once; at the end of the block, wait for all of their ends.
 
@@ -138,6 +139,8 @@ class Examination:
             asks: What to send.
             leave_after: Events after which each client leaves; None stays.
             probe: Whether liveness must answer all along.
+            held: Let the engine stand still until it has them all: one that came after a fault
+                might be turned away, and rightly.
         """
         load = Load([])
         leaving = leave_after or [None] * len(asks)
@@ -146,8 +149,9 @@ class Examination:
             for ask, leave in zip(asks, leaving, strict=True)
         ]
         with self._probing() if probe else contextlib.nullcontext():
-            threads = ask_all(load.clients)
-            self._sent += len(threads)
+            with self._engine_held(asks) if held else contextlib.nullcontext():
+                threads = ask_all(load.clients)
+                self._sent += len(threads)
             yield load
             for thread in threads:
                 thread.join(60)
@@ -284,6 +288,18 @@ class Examination:
         process = psutil.Process(self.server.pid)
         with process.oneshot():
             return process.num_fds(), process.num_threads(), process.memory_info().rss
+
+    @contextlib.contextmanager
+    def _engine_held(self, asks: Sequence[Ask]) -> Iterator[None]:
+        """Stop the engine, and let it go on once the server has taken all requests."""
+        engine = self.server.engine
+        sequences = sum(ask.sequences for ask in asks)
+        engine.suspend()
+        try:
+            yield
+            self.server.wait_for(lambda: self.server.health()["waiting"] == sequences, "taken")
+        finally:
+            engine.resume()
 
     @contextlib.contextmanager
     def _probing(self) -> Iterator[None]:

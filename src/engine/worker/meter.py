@@ -51,16 +51,13 @@ class StepMeter:
         """Stop the clock."""
         self._seconds = time.monotonic() - self._began
 
-    def report(
-        self, events: tuple[StepEvent, ...], runner: Runner, *, running: int, waiting: int
-    ) -> Step:
+    def report(self, events: tuple[StepEvent, ...], runner: Runner, *, running: int) -> Step:
         """Return the message of a step."""
         cache = self._prompt_cache
         return Step(
             events=events,
             at=time.monotonic(),
             running=running,
-            waiting=waiting,
             prompt_cache_entries=len(cache),
             prompt_cache_bytes=cache.size_bytes,
             prompt_cache_hits=cache.hits,

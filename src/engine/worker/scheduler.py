@@ -392,8 +392,4 @@ class Scheduler:
         if not self._events:
             return
         events, self._events = tuple(self._events), []
-        self._outbox.send(
-            self._meter.report(
-                events, self._runner, running=len(self._running), waiting=len(self._waiting)
-            )
-        )
+        self._outbox.send(self._meter.report(events, self._runner, running=len(self._running)))
