@@ -140,6 +140,7 @@ def combined_report(submissions: Sequence[Submission]) -> EngineReport:
         prompt_tokens=sum(map(_worked_through, submissions)),
         cached_tokens=sum(each.cached_tokens for each in submissions),
         completion_tokens=sum(map(_generated, submissions)),
+        longest_completion=max((each.completion_tokens for each in finishes), default=0),
         accepted_at=_first(each.accepted_at for each in submissions),
         prefill_at=_first(each.prefill_at for each in finishes if _was_started(each)),
         first_token_at=_first(time for each in submissions for time in _first_tokens(each)),

@@ -184,6 +184,10 @@ _REQUESTS = (
         "pharos.request.tokens", "{token}", _TOKENS,
         "Tokens of a request's prompt and answer.", a.MODEL, a.REQUEST_TOKEN_TYPE,
     ),
+    _histogram(
+        "pharos.request.longest_choice", "{token}", _TOKENS,
+        "Tokens of the longest choice of a request.", a.MODEL,
+    ),
     _counter(
         "pharos.tokens", "{token}",
         "Tokens: prompts' computed or taken from the prompt cache, and answers'.",

@@ -80,6 +80,7 @@ class Instruments:
         self.prefill_duration = self._family("pharos.request.prefill.duration")
         self.decode_duration = self._family("pharos.request.decode.duration")
         self.request_tokens = self._family("pharos.request.tokens")
+        self.longest_choice = self._family("pharos.request.longest_choice")
 
         self.requests_finished = self._counter("pharos.requests.finished")
         self.tokens = self._counter("pharos.tokens")

@@ -81,6 +81,8 @@ class EngineReport:
     choices have ended."""
     cached_tokens: int = 0
     completion_tokens: int = 0
+    longest_completion: int = 0
+    """Tokens of the longest choice among those that have ended."""
     accepted_at: float = 0.0
     prefill_at: float = 0.0
     first_token_at: float = 0.0

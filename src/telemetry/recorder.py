@@ -130,6 +130,8 @@ def _count_tokens(series: GenerationSeries, engine: EngineReport) -> None:
     if completion:
         series.output_size.fold(completion)
         series.output.add(completion)
+    if engine.longest_completion:
+        series.longest_choice.fold(engine.longest_completion)
 
 
 def _line(record: RequestRecord, trace_ids: TraceIds) -> RequestLine:

@@ -92,6 +92,11 @@ class GenerationSeries:
         return self._instruments.request_tokens.at(self._typed("output"))
 
     @cached_property
+    def longest_choice(self) -> FoldedHistogram:
+        """Tokens of the longest choice."""
+        return self._instruments.longest_choice.at(self._model)
+
+    @cached_property
     def computed(self) -> Sum:
         """Prompt tokens that were computed."""
         return self._instruments.tokens.at(self._typed("input_computed"))

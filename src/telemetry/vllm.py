@@ -56,6 +56,7 @@ ALIASES = (
     Alias("vllm:request_decode_time_seconds", "pharos.request.decode.duration"),
     Alias("vllm:request_prompt_tokens", "pharos.request.tokens", (("type", ("input",)),)),
     Alias("vllm:request_generation_tokens", "pharos.request.tokens", (("type", ("output",)),)),
+    Alias("vllm:request_max_num_generation_tokens", "pharos.request.longest_choice"),
 )
 
 

@@ -63,6 +63,31 @@ def test_the_contract_holds_from_the_first_poll(
         assert 0 < second["latency"]["p50_ms"] <= second["latency"]["p99_ms"] < 10_000
 
 
+@pytest.mark.parametrize("ends_early", [False, True])
+def test_the_longest_choice_is_told_beside_the_sum(
+    tiny_model: Any, serving: Callable[..., Any], *, ends_early: bool
+) -> None:
+    """Choices of one request: their sum is the answer's length, the longest stands for itself."""
+    with serving(tiny_model) as server:
+        body = chat_body(max_tokens=12, n=3, temperature=1.0, seed=5)
+        texts = [each["message"]["content"] for each in server.post(CHAT, body).json["choices"]]
+        if ends_early:
+            body["stop"] = [texts[0][:2]]
+        usage = server.post(CHAT, body).json["usage"]
+        name = "pharos_request_longest_choice"
+        wait_until(lambda: _figure(server, f"{name}_count") == 2)
+        lengths = usage["completion_tokens"], _figure(server, f"{name}_sum") - 12
+        if ends_early:
+            assert lengths[1] < lengths[0] < 36
+        else:
+            assert (36, 12) == lengths
+
+
+def _figure(server: RunningServer, name: str) -> float:
+    lines = server.get("/metrics").body.decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+
 @pytest.mark.parametrize("path", ["/metrics", "/v1/metrics"])
 def test_only_get_and_head(server: RunningServer, path: str) -> None:
     """Other methods are a 405 that says what is allowed; HEAD has the headers and no body."""

@@ -105,8 +105,16 @@ def board() -> Dashboard:
         .with_panel(
             heatmap(
                 "Answer length",
-                "Tokens of answers.",
+                "Tokens of answers, all choices of a request together.",
                 heat("pharos.request.tokens", where='type="output"'),
+                unit="short",
+            )
+        )
+        .with_panel(
+            heatmap(
+                "Longest choice",
+                "Tokens of the longest choice of each request.",
+                heat("pharos.request.longest_choice"),
                 unit="short",
             )
         )
