@@ -88,7 +88,7 @@ lock: $(VENV)/.dev ## Refresh the pinned requirements (ARGS: --upgrade)
 	@$(PIP) install uv
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" tools/lock $(ARGS)
 
-backends: ## Build Prometheus, Alertmanager, the collector and Jaeger into .backends (needs Go)
+backends: ## Build Prometheus, Alertmanager, collector, Jaeger, VictoriaLogs into .backends (needs Go)
 	@tools/backends
 
 clean: ## Remove everything that make made here (the models' cache stays)
