@@ -22,7 +22,7 @@ __all__ = ["running"]
 @pytest.fixture(scope="session")
 def running(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Run a server and its whole stack, which the tests share."""
-    for name in ("otelcol-pharos", "jaeger", "prometheus", "alertmanager"):
+    for name in ("otelcol-pharos", "jaeger", "victoria-logs", "prometheus", "alertmanager"):
         backend_program(name)
     with stack(tmp_path_factory.mktemp("stack"), tiny_model) as parts:
         yield parts

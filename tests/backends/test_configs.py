@@ -90,7 +90,8 @@ def test_compose_files(overlay: str, tmp_path: Path) -> None:
     files = [DEPLOY / name for name in ("compose.yaml", overlay) if name]
     said = _run("compose-config", "-format", "json", *files, folder=tmp_path)
     services = json.loads(said)["services"]
-    assert {"collector", "prometheus", "alertmanager", "jaeger", "grafana"} <= services.keys()
+    behind = {"collector", "prometheus", "alertmanager", "jaeger", "victorialogs", "grafana"}
+    assert behind <= services.keys()
     assert all(
         port["host_ip"] == "127.0.0.1"
         for service in services.values()

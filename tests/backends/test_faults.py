@@ -27,21 +27,29 @@ pytestmark = pytest.mark.timeout(150)
 def test_a_killed_collector_sends_what_it_had_taken(
     tiny_model: Path, running: Stack, tmp_path: Path
 ) -> None:
-    """What the collector took while Jaeger was away is in Jaeger after the collector's SIGKILL."""
+    """What it took while Jaeger and VictoriaLogs were away is in both after the collector's SIGKILL."""
     folder = tmp_path / "collector"
-    first = Collector.prepare(folder, jaeger=f"127.0.0.1:{dead_port()}")
+    nobody = f"127.0.0.1:{dead_port()}"
+    first = Collector.prepare(folder, jaeger=nobody, victorialogs=f"http://{nobody}")
     variables = sending(first, OTEL_LOGS_EXPORTER="otlp", OTEL_METRICS_EXPORTER="none")
     with first.program:
         with serve_tiny(tiny_model, variables) as served:
             chats = [ask(served) for _ in range(20)]
         # Its end has flushed all that it had, and the collector has taken it.
         first.program.kill()
-    with Collector.prepare(folder, jaeger=running.jaeger.otlp).program:
+    second = Collector.prepare(
+        folder, jaeger=running.jaeger.otlp, victorialogs=running.victorialogs.url
+    )
+    with second.program:
         for chat in chats:
             until(
                 partial(running.jaeger.spans, chat.trace),
                 lambda spans: len(spans) >= len(SPANS),
                 what=f"trace {chat.trace} after the collector's death",
+            )
+            until(
+                partial(running.victorialogs.lines, f"trace_id:={chat.trace}"),
+                what=f"the log of {chat.trace} after the collector's death",
             )
     logs = first.logs.read_text(encoding="utf-8")
     assert [] == [chat.trace for chat in chats if chat.trace not in logs]

@@ -29,6 +29,7 @@ def test_metrics_by_otlp_have_the_names_of_a_scrape(
         tmp_path / "push",
         "push.yaml",
         jaeger=running.jaeger.otlp,
+        victorialogs=running.victorialogs.url,
         prometheus=running.prometheus.url,
     )
     variables = sending(
@@ -66,6 +67,7 @@ def test_exponential_histograms_become_native_ones(
         tmp_path / "push",
         "push.yaml",
         jaeger=running.jaeger.otlp,
+        victorialogs=running.victorialogs.url,
         prometheus=running.prometheus.url,
     )
     variables = sending(collector, OTEL_TRACES_EXPORTER="none", OTEL_SERVICE_NAME="native")
@@ -87,6 +89,7 @@ def test_sampling_keeps_what_failed(tiny_model: Path, running: Stack, tmp_path: 
         tmp_path / "sampling",
         "sampling.yaml",
         jaeger=running.jaeger.otlp,
+        victorialogs=running.victorialogs.url,
         COLLECTOR_SAMPLING_PERCENTAGE="0",
         COLLECTOR_DECISION_WAIT="1s",
     )

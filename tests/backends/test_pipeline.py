@@ -1,15 +1,18 @@
-"""A server, the collector, Jaeger and Prometheus, with the files of deploy/: what arrives where."""
+"""A server, the collector and what is behind it, with the files of deploy/: what arrives where."""
 
 from __future__ import annotations
 
 import json
+import secrets
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 
 from mlx_pharos.telemetry.catalog import BY_NAME
+from support.backend import DEPLOY
 from support.polling import fetch_json, until
 from support.stack import CLIENT_SPAN, SPANS, ask
 
@@ -160,6 +163,41 @@ def test_log_records_arrive_with_their_trace(running: Stack) -> None:
 
     (line,) = until(records, what="the log record of a chat")
     assert chat.request_id in json.dumps(line)
+
+
+def _query_of_a_trace(trace: str) -> str:
+    """Return what Grafana asks the log for on the way from a trace: its data source's query."""
+    file = DEPLOY / "grafana" / "provisioning" / "datasources" / "pharos.yaml"
+    sources = yaml.safe_load(file.read_text(encoding="utf-8"))["datasources"]
+    (way,) = [each["jsonData"]["tracesToLogsV2"] for each in sources if each["uid"] == "jaeger"]
+    # Grafana reads "$$" of the file as "$", then fills in its own variables.
+    query: str = way["query"].replace("$$", "$").replace("${__trace.traceId}", trace)
+    assert trace in query
+    assert "$" not in query
+    return query
+
+
+def test_grafanas_way_from_a_trace_to_its_log(running: Stack) -> None:
+    """The query of a trace finds the access line of its chat alone; no line has the prompt."""
+    prompt = f"What does {secrets.token_hex(8)} mean?"
+    chats = [ask(running.served, prompt) for _ in range(2)]
+    for chat in chats:
+        (line,) = until(
+            partial(running.victorialogs.lines, _query_of_a_trace(chat.trace)),
+            what=f"the log of trace {chat.trace}",
+        )
+        assert chat.trace == line["trace_id"]
+        assert {
+            "_msg": "request",
+            "request_id": chat.request_id,
+            "route": "/v1/chat/completions",
+            "status": "200",
+            "service.name": "pharos",
+        }.items() <= line.items()
+    assert [] == running.victorialogs.lines(_query_of_a_trace(secrets.token_hex(16)))
+    everything = json.dumps(running.victorialogs.lines("*"))
+    assert chats[0].trace in everything
+    assert prompt not in everything
 
 
 def test_what_rules_read_of_the_collector_exists(running: Stack) -> None:

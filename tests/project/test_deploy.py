@@ -69,6 +69,17 @@ def test_grafana_has_no_account_to_guess_the_password_of() -> None:
     assert not [name for name in environment if "PASSWORD" in name]
 
 
+@pytest.mark.parametrize(
+    "name", ["prometheus", "alertmanager", "collector", "jaeger", "victorialogs"]
+)
+def test_compose_runs_the_versions_that_are_tested(name: str) -> None:
+    """The image has the version that `make backends` builds, with which its files are tested."""
+    recipe = (DEPLOY.parent / "tools" / "backends").read_text(encoding="utf-8")
+    built = dict(re.findall(r"^([A-Z]+)=(\d+\.\d+\.\d+)\b", recipe, flags=re.MULTILINE))
+    tag = _services()[name]["image"].rpartition(":")[2]
+    assert built[name.upper()] == tag.removeprefix("v")
+
+
 def test_every_file_that_compose_mounts_is_shipped() -> None:
     """An engine makes a directory of a file that is missing, and the program fails on it."""
     sources = [
@@ -174,8 +185,11 @@ def test_the_pods_are_found_confined_and_probed() -> None:
     assert variables <= known
 
 
-def test_grafanas_sources_lead_from_exemplars_to_traces() -> None:
-    """Each source has a variable for its address, which compose sets, and none is a password's."""
+def test_grafanas_sources_lead_from_exemplars_to_traces_to_the_log() -> None:
+    """Each source has a variable for its address, which compose sets, and none is a password's.
+
+    The source of the log is no part of Grafana's image: compose has it fetched, at one version.
+    """
     sources = {
         each["uid"]: each
         for each in _read("grafana/provisioning/datasources/pharos.yaml")["datasources"]
@@ -183,7 +197,13 @@ def test_grafanas_sources_lead_from_exemplars_to_traces() -> None:
     (way,) = sources["prometheus"]["jsonData"]["exemplarTraceIdDestinations"]
     assert {"name": "trace_id", "datasourceUid": "jaeger"}.items() <= way.items()
     assert sources["prometheus"]["jsonData"]["alertmanagerUid"] in sources
+    log = sources[sources["jaeger"]["jsonData"]["tracesToLogsV2"]["datasourceUid"]]
+    (back,) = log["jsonData"]["derivedFields"]
+    assert {"matcherRegex": "trace_id", "datasourceUid": "jaeger"}.items() <= back.items()
+    environment = _services()["grafana"]["environment"]
+    assert re.fullmatch(rf"{log['type']}@\d+\.\d+\.\d+", environment["GF_PLUGINS_PREINSTALL"])
+    assert "GF_PLUGINS_PREINSTALL_DISABLED" not in environment
     variables = {each["url"].removeprefix("$") for each in sources.values()}
-    assert variables <= _services()["grafana"]["environment"].keys()
+    assert variables <= environment.keys()
     (provider,) = _read("grafana/provisioning/dashboards/pharos.yaml")["providers"]
     assert f"./grafana/boards:{provider['options']['path']}:ro" in _services()["grafana"]["volumes"]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import urllib.parse
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 
 from .polling import fetch_json
 from .program import Program, free_ports
@@ -22,6 +26,7 @@ __all__ = [
     "Collector",
     "Jaeger",
     "Prometheus",
+    "VictoriaLogs",
     "backend_program",
     "find_backend",
 ]
@@ -97,6 +102,46 @@ class Jaeger:
 
 
 @dataclass(frozen=True, slots=True)
+class VictoriaLogs:
+    """Where a VictoriaLogs is reached, and what it knows."""
+
+    program: Program
+    address: str
+    """Host and port."""
+
+    @classmethod
+    def prepare(cls, folder: Path) -> VictoriaLogs:
+        """Describe one that keeps the log in ``folder``, with the flags that compose gives it."""
+        address = f"127.0.0.1:{free_ports(1)[0]}"
+        compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
+        flags = dict(flag.split("=", 1) for flag in compose["services"]["victorialogs"]["command"])
+        assert {"-storageDataPath", "-httpListenAddr"} <= flags.keys()
+        flags |= {"-storageDataPath": "data", "-httpListenAddr": address}
+        program = Program(
+            [
+                backend_program("victoria-logs"),
+                *(f"{flag}={value}" for flag, value in flags.items()),
+            ],
+            ready=f"http://{address}/health",
+            folder=folder,
+        )
+        return cls(program, address)
+
+    @property
+    def url(self) -> str:
+        """The base URL."""
+        return f"http://{self.address}"
+
+    def lines(self, query: str) -> list[dict[str, str]]:
+        """Return the fields of each line of the log that a query of LogsQL finds."""
+        question = urllib.parse.urlencode({"query": query})
+        with urllib.request.urlopen(
+            f"{self.url}/select/logsql/query?{question}", timeout=10
+        ) as answer:
+            return [json.loads(line) for line in answer]
+
+
+@dataclass(frozen=True, slots=True)
 class Collector:
     """Where a collector is reached."""
 
@@ -111,7 +156,13 @@ class Collector:
 
     @classmethod
     def prepare(
-        cls, folder: Path, *overlays: str, jaeger: str, prometheus: str = "", **variables: str
+        cls,
+        folder: Path,
+        *overlays: str,
+        jaeger: str,
+        victorialogs: str,
+        prometheus: str = "",
+        **variables: str,
     ) -> Collector:
         """Describe one that keeps its queue and its logs in ``folder``.
 
@@ -119,6 +170,7 @@ class Collector:
             folder: Survives the collector; another that is prepared with it goes on.
             overlays: Files of ``deploy/collector`` after ``config.yaml``.
             jaeger: Host and port of OTLP over gRPC.
+            victorialogs: The base URL.
             prometheus: The base URL, for ``push.yaml``.
             variables: Further ones of its configuration.
         """
@@ -140,6 +192,7 @@ class Collector:
                 "COLLECTOR_SPAN_METRICS_INTERVAL": "1s",
                 "COLLECTOR_METRICS_PORT": str(metrics),
                 "COLLECTOR_JAEGER_ENDPOINT": jaeger,
+                "COLLECTOR_VICTORIALOGS_URL": victorialogs,
                 "COLLECTOR_PROMETHEUS_URL": prometheus,
                 **variables,
             },

@@ -1,4 +1,4 @@
-"""A server with its whole stack: collector, Jaeger, Prometheus, Alertmanager."""
+"""A server with its whole stack: collector, Jaeger, VictoriaLogs, Prometheus, Alertmanager."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import urllib.request
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .backend import Alertmanager, Collector, Jaeger, Prometheus
+from .backend import Alertmanager, Collector, Jaeger, Prometheus, VictoriaLogs
 from .polling import until
 from .served import Served, serve_model
 from .webhook import Webhook, webhook
@@ -63,6 +63,7 @@ class Stack:
     """Of the server's metrics."""
     collector: Collector
     jaeger: Jaeger
+    victorialogs: VictoriaLogs
     prometheus: Prometheus
     webhook: Webhook
 
@@ -148,11 +149,15 @@ def stack(folder: Path, model: Path) -> Iterator[Stack]:
     Prometheus scrapes the server with its key; traces and logs go by the collector.
     """
     jaeger = Jaeger.prepare(folder / "jaeger")
-    collector = Collector.prepare(folder / "collector", jaeger=jaeger.otlp)
+    victorialogs = VictoriaLogs.prepare(folder / "victorialogs")
+    collector = Collector.prepare(
+        folder / "collector", jaeger=jaeger.otlp, victorialogs=victorialogs.url
+    )
     key = secrets.token_hex(16)
     variables = sending(collector, OTEL_LOGS_EXPORTER="otlp", METRICS_API_KEY=key)
     with contextlib.ExitStack() as running:
         running.enter_context(jaeger.program)
+        running.enter_context(victorialogs.program)
         running.enter_context(collector.program)
         served = running.enter_context(serve_tiny(model, variables))
         told = running.enter_context(webhook())
@@ -166,10 +171,11 @@ def stack(folder: Path, model: Path) -> Iterator[Stack]:
                 "otel-collector": collector.metrics,
                 "span-metrics": collector.span_metrics,
                 "jaeger": jaeger.metrics,
+                "victorialogs": victorialogs.address,
                 "alertmanager": alertmanager.address,
             },
             alertmanager=alertmanager.address,
         )
         running.enter_context(prometheus.program)
         until(lambda: prometheus.value('up{job="pharos"}') == 1, what="the server is scraped")
-        yield Stack(served, key, collector, jaeger, prometheus, told)
+        yield Stack(served, key, collector, jaeger, victorialogs, prometheus, told)
