@@ -37,6 +37,7 @@ def _job(
     max_tokens: int = 20,
     sampling: Sampling | None = None,
     prefix: StoredPrefix | None = None,
+    scored: bool = False,
 ) -> Job:
     sampling = sampling or Sampling(temperature=0.0)
     return Job(
@@ -45,6 +46,7 @@ def _job(
         max_tokens=max_tokens,
         draws=Draws(sampling, choice=0, vocabulary_size=loaded.vocabulary_size),
         processors=make_processors(sampling, prompt_tokens=len(prompt)),
+        scored=scored,
     )
 
 
@@ -105,6 +107,33 @@ def test_both_runners_agree_on_sampling_and_penalties(loaded: LoadedModel) -> No
     for key, prompt in zip(keys, _PROMPTS, strict=True):
         own = sequential.insert(_job(loaded, prompt, sampling=sampling))
         assert together[key] == _drain(sequential, [own])[own]
+
+
+def test_log_probabilities_are_those_of_a_row_that_asked(loaded: LoadedModel) -> None:
+    """Beside rows that did not, joined early or late, a row's scores are what they are alone."""
+    alone, batch = _sequential(loaded), _batch(loaded)
+    key = alone.insert(_job(loaded, _PROMPTS[2], scored=True))
+    truth = _scores(alone, key)
+    batch.insert(_job(loaded, _PROMPTS[0], max_tokens=40))
+    batch.step()
+    batch.insert(_job(loaded, _PROMPTS[1], max_tokens=8))
+    asked = batch.insert(_job(loaded, _PROMPTS[2], scored=True))
+    found = _scores(batch, asked)
+    assert 20 == len(truth) == len(found)
+    for (token, scores), (own_token, own) in zip(truth, found, strict=True):
+        assert token == own_token
+        assert mx.allclose(scores, own, atol=1e-5).item()
+
+
+def _scores(runner: Runner, key: int) -> list[tuple[int, mx.array]]:
+    scores: list[tuple[int, mx.array]] = []
+    while True:
+        for sample in runner.step().sampled:
+            if sample.key == key:
+                assert sample.logprobs is not None
+                scores.append((sample.token, sample.logprobs))
+                if sample.finish:
+                    return scores
 
 
 @pytest.mark.parametrize("make", [_batch, _sequential])

@@ -1,7 +1,7 @@
 """The one place that knows mlx-lm's ``BatchGenerator``.
 
 mlx-lm is pinned, because this class has no stable interface; everything that
-depends on its shape is in this module.
+depends on its shape is in this module, and in that of its decode step.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 from mlx_lm.generate import BatchGenerator
 
+from .decode_batch import DecodeBatch
 from .runner import Job, PrefillChunk, RunnerSize, RunnerStep, SampledToken, StoredPrefix
 from .sampling import sample
 
@@ -56,6 +57,11 @@ class BatchRunner:
             prefill_step_size=size.prefill_step,
             stream=mx.default_stream(mx.default_device()),
         )
+        self._scored: set[int] = set()
+        self._decode = DecodeBatch.empty(model, self._sampler)
+        self._decode.sampler = self._sampler
+        self._decode.scored = self._scored
+        self._generator._generation_batch = self._decode  # noqa: SLF001
         if not wired_limit:
             self._generator.close()  # all that it does is to restore the wired limit
 
@@ -80,12 +86,14 @@ class BatchRunner:
             logits_processors=[list(job.processors)],
         )
         self._draws[key] = job.draws
+        if job.scored:
+            self._scored.add(key)
         return int(key)
 
     def remove(self, key: int) -> None:
         """Drop a job."""
         self._generator.remove([key])
-        del self._draws[key]
+        self._forget(key)
 
     def extract(self, key: int) -> StoredPrefix | None:
         """Return a copy of the KV state of a running job."""
@@ -98,11 +106,11 @@ class BatchRunner:
     def kv_layers(self) -> Iterable[Any]:
         """Return the cache objects of the batches that prefill and decode."""
         generator = self._generator
-        return (*generator._prompt_batch.prompt_cache, *generator._generation_batch.prompt_cache)  # noqa: SLF001
+        return (*generator._prompt_batch.prompt_cache, *self._decode.prompt_cache)  # noqa: SLF001
 
     def step(self) -> RunnerStep:
         """Decode one token for every sequence, then prefill one chunk."""
-        self._decoding = list(self._generator._generation_batch.uids)  # noqa: SLF001
+        self._decoding = list(self._decode.uids)
         self._decode_sampled = not self._decoding
         prompts, tokens = self._generator.next()
         step = RunnerStep()
@@ -114,7 +122,7 @@ class BatchRunner:
         for response in tokens:
             ended = response.finish_reason is not None
             if ended:
-                del self._draws[response.uid]
+                self._forget(response.uid)
             stored = (
                 StoredPrefix(list(response.all_tokens), response.prompt_cache) if ended else None
             )
@@ -128,6 +136,10 @@ class BatchRunner:
                 )
             )
         return step
+
+    def _forget(self, key: int) -> None:
+        del self._draws[key]
+        self._scored.discard(key)
 
     def _sample(self, logprobs: mx.array) -> mx.array:
         """Draw for the rows that the generator samples now. Called by it within a step."""

@@ -32,4 +32,5 @@ def make_job(sequence: Sequence, prefix: StoredPrefix | None, *, vocabulary_size
             sampling, choice=sequence.choice, vocabulary_size=vocabulary_size, position=position
         ),
         processors=make_processors(sampling, prompt_tokens=len(request.tokens)),
+        scored=request.submit.logprobs,
     )

@@ -53,17 +53,15 @@ def step_logprobs(
     samples: Iterable[SampledToken], running: Mapping[int, Sequence], vocabulary: Vocabulary
 ) -> dict[int, TokenLogprob]:
     """Return the log probabilities of a step's tokens where they were asked for, by runner's key."""
-    wanted = [
-        (sample, running[sample.key].request.submit.top_logprobs)
-        for sample in samples
-        if running[sample.key].request.submit.logprobs and sample.finish != "stop"
-    ]
+    wanted: dict[int, LogprobRequest] = {}
+    for sample in samples:
+        submit = running[sample.key].request.submit
+        if submit.logprobs and sample.finish != "stop" and sample.logprobs is not None:
+            wanted[sample.key] = (sample.token, sample.logprobs, submit.top_logprobs)
     if not wanted:
         return {}
-    entries = read_logprobs(
-        [(sample.token, sample.logprobs, top) for sample, top in wanted], vocabulary
-    )
-    return {sample.key: entry for (sample, _), entry in zip(wanted, entries, strict=True)}
+    entries = read_logprobs(list(wanted.values()), vocabulary)
+    return dict(zip(wanted, entries, strict=True))
 
 
 def _alternatives(

@@ -49,6 +49,8 @@ class Job:
     """At least 1."""
     draws: Draws
     processors: tuple[Processor, ...]
+    scored: bool = False
+    """Whether the log probabilities of its tokens are wanted."""
 
 
 _SMALLEST_STEP = 32
@@ -70,8 +72,8 @@ class SampledToken(NamedTuple):
 
     key: int
     token: int
-    logprobs: mx.array
-    """Shape (vocabulary,), float, after bias and penalties."""
+    logprobs: mx.array | None
+    """Shape (vocabulary,), float, after bias and penalties; may be None where nobody wants them."""
     finish: Literal["stop", "length"] | None
     """Why the job ended with this token; an ended job is no longer in the runner."""
     stored: StoredPrefix | None
