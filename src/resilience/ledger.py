@@ -81,9 +81,13 @@ class MemoryCosts:
         layer = max((each.row_bytes(longest + BLOCK) for each in self.layers), default=0)
         return rows * layer * min(_LAYERS_IN_COPY, len(self.layers)) + self.row_bytes(longest)
 
-    def chunk_bytes(self, rows: int, step: int, longest: int) -> int:
-        """Return what a prefill chunk of ``step`` tokens of each row takes on top of its KV."""
-        tokens = rows * min(step, longest)
+    def chunk_bytes(self, tokens: int, longest: int) -> int:
+        """Return what a prefill chunk of so many tokens takes on top of its KV.
+
+        Args:
+            tokens: Of all rows, with what fills the shorter ones up.
+            longest: Tokens of the longest row in the end.
+        """
         return int(tokens * (self.chunk_token_bytes + self.chunk_pair_bytes * longest))
 
 
@@ -109,7 +113,8 @@ class MemoryLedger:
             costs: As calibrated.
             limit_bytes: What requests and the prompt cache may take together.
             prefill_step: Tokens of one prompt in a prefill chunk at most.
-            prefill_rows: Prompts that share a prefill chunk at most.
+            prefill_rows: Prompts of that many tokens that share a chunk at most; of shorter ones
+                more do, up to as many tokens.
         """
         self.costs = costs
         self.limit_bytes = limit_bytes
@@ -197,7 +202,9 @@ class MemoryLedger:
         price += costs.copy_bytes(len(every) if costs.padded else 1, max(lengths))
         price += costs.decode_row_bytes * len(every)
         if prompts:
-            price += costs.chunk_bytes(min(len(prompts), self._rows), self._step, max(prompts))
+            longest = max(prompts)
+            tokens = min(len(prompts) * min(self._step, longest), self._rows * self._step)
+            price += costs.chunk_bytes(tokens, longest)
         return price
 
     def _largest(self) -> int:

@@ -179,6 +179,26 @@ def test_prefill_never_takes_more_than_a_chunk_per_step(loaded: LoadedModel) -> 
     runner.remove(key)
 
 
+def test_a_chunk_is_bounded_by_its_tokens(loaded: LoadedModel) -> None:
+    """Many short prompts share a chunk, few long ones do; each is worked off, and in its turn."""
+    lengths = [3, 5, 4, 90, 2, 2, 40, 7, 1, 30, 30, 6, 8, 5, 3, 2]
+    runner = _batch(loaded, size=RunnerSize(16, 16, 2))
+    keys = [runner.insert(_job(loaded, [66 + place] * n)) for place, n in enumerate(lengths)]
+    done = dict.fromkeys(keys, 0)
+    widths = []
+    waiting = {key for key, n in zip(keys, lengths, strict=True) if n > 1}
+    while waiting:
+        chunks = runner.step().prefilled
+        sizes = [chunk.processed - done[chunk.key] for chunk in chunks]
+        done.update((chunk.key, chunk.processed) for chunk in chunks)
+        waiting -= {chunk.key for chunk in chunks if chunk.prompt_in_cache}
+        assert len(sizes) * max(sizes, default=0) <= 16 * 2
+        widths.append(len(sizes))
+    assert max(widths) > 2
+    assert [n - 1 for n in lengths] == [done[key] for key in keys]
+    assert widths[0] == 3  # the fourth would make it a chunk of 4 x 16
+
+
 def test_end_of_sequence_token_ends_a_job(loaded: LoadedModel) -> None:
     """Both runners stop at it and say so."""
     eos = _reference(loaded, _PROMPTS[0])[5]

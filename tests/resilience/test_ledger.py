@@ -133,6 +133,25 @@ def test_the_largest_that_fits_does_and_one_more_token_does_not() -> None:
     assert book.reserve("largest", largest)
 
 
+def test_a_chunk_is_priced_by_its_tokens() -> None:
+    """Each short prompt adds its own to the chunk, until that is full; long ones fill it at once."""
+    costs = MemoryCosts(
+        (LayerShape(1),),
+        padded=False,
+        decode_row_bytes=0,
+        chunk_token_bytes=10**6,
+        chunk_pair_bytes=0.0,
+    )
+    for tokens, chunks in (
+        (100, [100 * n for n in range(1, 11)] + [1024] * 2),
+        (700, [256, 512, 768, 1024, 1024]),
+    ):
+        book = ledger(costs, limit=1 << 40)
+        for number, chunk in enumerate(chunks):
+            assert book.reserve(number, tokens)
+            assert chunk == book.reserved_bytes // 10**6
+
+
 def test_smaller_chunks_leave_more_room() -> None:
     """Shrinking the prefill step helps what is promised now and what could be at most."""
     book = ledger()

@@ -53,7 +53,7 @@ class BatchRunner:
             model,
             stop_tokens=[(token,) for token in eos_token_ids],
             completion_batch_size=size.batch,
-            prefill_batch_size=min(size.prefill_rows, size.batch),
+            prefill_batch_size=1,  # before each step as many as fit; see _prefill_rows
             prefill_step_size=size.prefill_step,
             stream=mx.default_stream(mx.default_device()),
         )
@@ -71,7 +71,6 @@ class BatchRunner:
         generator = self._generator
         # What runs beyond the new size goes on, and the scheduler adds nothing to it.
         generator.completion_batch_size = max(size.batch, len(self._draws))
-        generator.prefill_batch_size = min(size.prefill_rows, size.batch)
         generator.prefill_step_size = size.prefill_step
 
     def insert(self, job: Job) -> int:
@@ -112,6 +111,7 @@ class BatchRunner:
         """Decode one token for every sequence, then prefill one chunk."""
         self._decoding = list(self._decode.uids)
         self._decode_sampled = not self._decoding
+        self._generator.prefill_batch_size = self._prefill_rows()
         prompts, tokens = self._generator.next()
         step = RunnerStep()
         for response in prompts:
@@ -136,6 +136,24 @@ class BatchRunner:
                 )
             )
         return step
+
+    def _prefill_rows(self) -> int:
+        """Return how many rows the prompt batch may have: so many that a chunk keeps its bound.
+
+        Rows that wait for their last token alone leave it before the chunk, and new
+        ones join in their order. All rows of a chunk are as long as its longest.
+        """
+        generator, step = self._generator, self.size.prefill_step
+        left = [total - done for _, done, total in generator._currently_processing]  # noqa: SLF001
+        chunk = [tokens - 1 for tokens in left if tokens > 1]
+        rows, longest = len(left), max(chunk, default=1)
+        for entry in generator._unprocessed_sequences:  # noqa: SLF001
+            longest = max(longest, sum(map(len, entry[1])) - 1)
+            if chunk and (len(chunk) + 1) * min(step, longest) > step * self.size.prefill_rows:
+                break
+            chunk.append(longest)
+            rows += 1
+        return rows
 
     def _forget(self, key: int) -> None:
         del self._draws[key]

@@ -97,7 +97,8 @@ class RunnerSize:
     prefill_step: int
     """Tokens of each prompt in a prefill chunk at most."""
     prefill_rows: int
-    """Prompts that share a chunk at most."""
+    """Prompts of ``prefill_step`` tokens that share a chunk at most. Of shorter ones more do: a
+    chunk is bounded by its tokens, which are what it takes of time and memory."""
 
     def shrunk(self, halvings: int) -> RunnerSize:
         """Return it halved so often, but never to nothing."""
