@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import signal
 import sys
@@ -81,6 +82,7 @@ def serve(
                 herald = _Herald(listener, options, engine, say, notify)
                 if second is not None:
                     say(f"Pharos answers operations on {second.url}.", logging.INFO)
+                _spare_the_collector()
                 with _signals(listener):
                     herald.start()
                     listener.run()
@@ -91,6 +93,15 @@ def serve(
     finally:
         engine.close()
         telemetry.shutdown()
+
+
+def _spare_the_collector() -> None:
+    """Take what was made at start, which stays, out of what garbage collection walks through.
+
+    A full collection otherwise stops all streams for 40 ms.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _listener(
