@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -13,172 +12,39 @@ from mlx_lm.models.cache import KVCache, QuantizedKVCache, RotatingKVCache
 from mlx_pharos.engine.protocol import (
     Cancel,
     Delta,
-    Failed,
     Finish,
-    FromEngine,
-    Step,
-    StepEvent,
-    Submit,
-    TokenPrompt,
 )
 from mlx_pharos.engine.worker.batch import BatchRunner
 from mlx_pharos.engine.worker.entry_seal import Snapshot
-from mlx_pharos.engine.worker.inbox import Arrived, InboxItem, Prepared
 from mlx_pharos.engine.worker.prompt_cache import PromptCache
-from mlx_pharos.engine.worker.runner import RunnerSize, StoredPrefix
-from mlx_pharos.engine.worker.scheduler import Scheduler
-from mlx_pharos.engine.worker.sequential import SequentialRunner
-from mlx_pharos.engine.worker.vocabulary import Vocabulary
+from mlx_pharos.engine.worker.runner import StoredPrefix
 from mlx_pharos.resilience.errors import CacheError
-from support.engine import GREEDY
-from support.memory import make_guard
+from support.cached_engine import PROMPT, CachedEngine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mlx_pharos.engine.models.loading import LoadedModel
-    from mlx_pharos.engine.protocol import PromptCacheHealth
-
-_PROMPT = [65 + place % 7 for place in range(40)]
-
-
-class _Pipe:
-    def __init__(self) -> None:
-        self.events: list[StepEvent] = []
-        self.last: Step | None = None
-
-    def send(self, message: FromEngine) -> None:
-        if isinstance(message, Step):
-            self.last = message
-            self.events += message.events
-
-
-class _Bench:
-    """A scheduler with the tiny model and the real cache, driven in the test's thread."""
-
-    def __init__(
-        self, loaded: LoadedModel, *, sequential: bool = False, limit_bytes: int = 1 << 22
-    ) -> None:
-        self.items: queue.SimpleQueue[InboxItem] = queue.SimpleQueue()
-        self.pipe = _Pipe()
-        self.cache = PromptCache(limit_bytes=limit_bytes)
-        self._ids = 0
-        size = RunnerSize(batch=1 if sequential else 4, prefill_step=64, prefill_rows=4)
-
-        def runner() -> BatchRunner | SequentialRunner:
-            if sequential:
-                return SequentialRunner(loaded.model, eos_token_ids=(), prefill_step=16)
-            return BatchRunner(
-                loaded.model,
-                eos_token_ids=(),
-                size=size,
-                wired_limit=False,
-            )
-
-        self.scheduler = Scheduler(
-            runner,
-            self.cache,
-            make_guard(loaded, self.cache, size),
-            Vocabulary(loaded.tokenizer),
-            context_length=loaded.context_length,
-            vocabulary_size=loaded.vocabulary_size,
-            inbox=self.items,
-            outbox=self.pipe,  # type: ignore[arg-type]
-        )
-
-    def submit(
-        self, tokens: list[int], *, n: int = 1, max_tokens: int = 6, stop: tuple[str, ...] = ()
-    ) -> int:
-        self._ids += 1
-        submit = Submit(
-            id=self._ids,
-            prompt=TokenPrompt(tuple(tokens)),
-            sampling=GREEDY,
-            n=n,
-            max_tokens=max_tokens,
-            stop=stop,
-            logprobs=False,
-            top_logprobs=0,
-            submitted_at=0.0,
-        )
-        self.items.put(Arrived(self._ids))
-        self.items.put(Prepared(submit, tokens, 0.0))
-        return self._ids
-
-    def step(self, times: int = 200) -> None:
-        for _ in range(times):
-            if self.scheduler.idle and self.items.empty():
-                return
-            self.scheduler.step()
-
-    def run(self, tokens: list[int], **options: Any) -> tuple[list[int], int]:
-        """Serve one request; return its tokens and how many came from the cache."""
-        request = self.submit(tokens, **options)
-        self.step()
-        mine = [event for event in self.pipe.events if event.id == request]
-        assert not [event for event in mine if isinstance(event, Failed)]
-        (finish,) = [e for e in mine if isinstance(e, Finish) and e.choice == 0]
-        deltas = [e for e in mine if isinstance(e, Delta) and e.choice == 0]
-        return [token for delta in deltas for token in delta.tokens], finish.cached_tokens
-
-    @property
-    def health(self) -> PromptCacheHealth:
-        assert self.pipe.last is not None
-        return self.pipe.last.figures.prompt_cache_health
-
-    @property
-    def breaker(self) -> str:
-        return self.health.breaker
-
-    @property
-    def entries(self) -> list[Any]:
-        """The entries of mlx-lm's index."""
-        nodes: list[Any] = [self.cache._entries._trie._trie.get("", {})]
-        found = []
-        for node in nodes:
-            found += [node["__value__"]] if "__value__" in node else []
-            nodes += [child for token, child in node.items() if token != "__value__"]
-        return found
-
-    @property
-    def entry(self) -> Any:
-        """The only entry."""
-        (found,) = self.entries
-        return found
-
-    def break_entries(self, count: int) -> list[list[int]]:
-        """Store the states of so many prompts, break them really, and return the prompts."""
-        prompts = [[65 + number, *_PROMPT] for number in range(count)]
-        for prompt in prompts:
-            self.run(prompt)
-        for entry in self.entries:
-            entry.prompt_cache[0].keys = None
-        return prompts
-
-    def switch_off(self) -> None:
-        """Meet five broken entries in a row."""
-        for prompt in self.break_entries(5):
-            self.run(prompt)
 
 
 @pytest.fixture(params=[False, True], ids=["batch", "sequential"])
-def bench(request: pytest.FixtureRequest, loaded: LoadedModel) -> _Bench:
+def bench(request: pytest.FixtureRequest, loaded: LoadedModel) -> CachedEngine:
     """A fresh scheduler, with each runner."""
-    return _Bench(loaded, sequential=request.param)
+    return CachedEngine(loaded, sequential=request.param)
 
 
-def test_sound_traffic_has_no_cache_errors(bench: _Bench) -> None:
+def test_sound_traffic_has_no_cache_errors(bench: CachedEngine) -> None:
     """Hits, cut hits, choices and stop strings store and load states that are those of their
     tokens.
     """
-    first, _ = bench.run(_PROMPT, max_tokens=20)
-    again, cached = bench.run(_PROMPT, max_tokens=20)
+    first, _ = bench.run(PROMPT, max_tokens=20)
+    again, cached = bench.run(PROMPT, max_tokens=20)
     assert (first, 39) == (again, cached)
-    bench.run([*_PROMPT[:25], 90, 91], n=3)
-    bench.run([*_PROMPT, *first, 66], max_tokens=4)
+    bench.run([*PROMPT[:25], 90, 91], n=3)
+    bench.run([*PROMPT, *first, 66], max_tokens=4)
     text = "".join(e.text for e in bench.pipe.events if isinstance(e, Delta) and e.id == 1)
     assert text
-    bench.run(_PROMPT, max_tokens=20, stop=(text[2:4],))
+    bench.run(PROMPT, max_tokens=20, stop=(text[2:4],))
     assert ("closed", 0, 0) == (
         bench.breaker,
         sum(bench.health.errors),
@@ -229,35 +95,35 @@ def test_a_damaged_entry_is_not_used(
     """The request is computed without it, to the same text; the entry is dropped and counted, and
     the bytes that it held are given back.
     """
-    bench = _Bench(loaded)
-    undisturbed, _ = bench.run(_PROMPT)
+    bench = CachedEngine(loaded)
+    undisturbed, _ = bench.run(PROMPT)
     damage(bench.entry)
     misses = bench.cache.misses
-    assert (undisturbed, 0) == bench.run(_PROMPT)
+    assert (undisturbed, 0) == bench.run(PROMPT)
     assert (corruptions, (1, 0, 0, 0)) == (bench.health.corruptions, bench.health.errors)
     assert misses + 1 == bench.cache.misses
     assert (1, bench.entry.nbytes) == (len(bench.cache), bench.cache.size_bytes)
-    assert (undisturbed, 39) == bench.run(_PROMPT)
+    assert (undisturbed, 39) == bench.run(PROMPT)
 
 
-def test_an_entry_that_cannot_be_copied_is_dropped(bench: _Bench) -> None:
+def test_an_entry_that_cannot_be_copied_is_dropped(bench: CachedEngine) -> None:
     """A layer whose deep copy really fails: it holds a lock, which nothing can copy."""
-    undisturbed, _ = bench.run(_PROMPT, max_tokens=1)
+    undisturbed, _ = bench.run(PROMPT, max_tokens=1)
     bench.entry.prompt_cache[0].lock = threading.Lock()
     # All but the last token is the entry, so it is copied whole.
-    exact = [*_PROMPT, *undisturbed][: bench.entry.prompt_cache[0].offset]
+    exact = [*PROMPT, *undisturbed][: bench.entry.prompt_cache[0].offset]
     _, cached = bench.run([*exact, 70])
     assert (0, (0, 1, 0, 0)) == (cached, bench.health.errors)
-    assert (undisturbed, 39) == bench.run(_PROMPT, max_tokens=1)
+    assert (undisturbed, 39) == bench.run(PROMPT, max_tokens=1)
 
 
 def test_a_store_that_fails_costs_the_request_nothing(
-    bench: _Bench, monkeypatch: pytest.MonkeyPatch
+    bench: CachedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """MLX raises when the state is evaluated, as it does out of memory: the text is the same, the
     index and its bytes hold.
     """
-    undisturbed, _ = bench.run(_PROMPT)
+    undisturbed, _ = bench.run(PROMPT)
     size = bench.cache.size_bytes
     full = "[malloc] Unable to allocate 123 bytes."
 
@@ -275,7 +141,7 @@ def test_a_store_that_fails_costs_the_request_nothing(
         with pytest.raises(RuntimeError, match="malloc"):
             bench.cache.store(StoredPrefix([1, 2], mine))
     assert (1, size) == (len(bench.cache), bench.cache.size_bytes)
-    assert (undisturbed, 39) == bench.run(_PROMPT)
+    assert (undisturbed, 39) == bench.run(PROMPT)
 
 
 def test_an_extraction_that_fails_costs_the_request_nothing(
@@ -284,8 +150,8 @@ def test_an_extraction_that_fails_costs_the_request_nothing(
     """A stop string ends the request as ever when its state cannot be taken from the batch; the
     choices that wait for the state are computed without it.
     """
-    bench = _Bench(loaded)
-    undisturbed, _ = bench.run(_PROMPT, max_tokens=20)
+    bench = CachedEngine(loaded)
+    undisturbed, _ = bench.run(PROMPT, max_tokens=20)
     text = "".join(e.text for e in bench.pipe.events if isinstance(e, Delta))
     bench.cache.clear()
 
@@ -294,43 +160,43 @@ def test_an_extraction_that_fails_costs_the_request_nothing(
         raise RuntimeError(message)
 
     monkeypatch.setattr(BatchRunner, "extract", fail)
-    stopped, _ = bench.run(_PROMPT, max_tokens=20, stop=(text[3:6],))
+    stopped, _ = bench.run(PROMPT, max_tokens=20, stop=(text[3:6],))
     assert undisturbed[: len(stopped)] == stopped
-    request = bench.submit(_PROMPT, n=3, max_tokens=5)
+    request = bench.submit(PROMPT, n=3, max_tokens=5)
     bench.step()
     finishes = [e for e in bench.pipe.events if isinstance(e, Finish) and e.id == request]
     assert [5, 5, 5] == [finish.completion_tokens for finish in finishes]
     assert 2 == bench.health.errors[2]
 
 
-def test_five_errors_ten_requests_and_a_probe(bench: _Bench) -> None:
+def test_five_errors_ten_requests_and_a_probe(bench: CachedEngine) -> None:
     """Off and empty after the fifth error; ten requests are served without it; the state of the
     next is stored, loaded and compared; and the cache is on. Every text is the undisturbed one.
     """
-    undisturbed, _ = bench.run(_PROMPT)
+    undisturbed, _ = bench.run(PROMPT)
     bench.cache.clear()
     bench.switch_off()
     assert ("open", 0, 0) == (bench.breaker, len(bench.cache), bench.cache.size_bytes)
     looked_up = bench.cache.hits + bench.cache.misses
     for served in range(10):
         assert "open" == bench.breaker, served
-        assert (undisturbed, 0) == bench.run(_PROMPT)
+        assert (undisturbed, 0) == bench.run(PROMPT)
     assert ("half_open", 0) == (bench.breaker, len(bench.cache))
-    assert (undisturbed, 0) == bench.run(_PROMPT)
+    assert (undisturbed, 0) == bench.run(PROMPT)
     assert ("closed", 1) == (bench.breaker, len(bench.cache))
     assert 11 == bench.cache.bypasses
     assert looked_up == bench.cache.hits + bench.cache.misses
-    assert (undisturbed, 39) == bench.run(_PROMPT)
+    assert (undisturbed, 39) == bench.run(PROMPT)
     assert (1, 1, 1) == bench.health.transitions
 
 
 def test_who_leaves_and_who_fails_counts_neither_way(
-    bench: _Bench, monkeypatch: pytest.MonkeyPatch
+    bench: CachedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While it is off, cancelled and failed requests bring the probe no nearer."""
     bench.switch_off()
     for _ in range(12):
-        request = bench.submit(_PROMPT, max_tokens=50)
+        request = bench.submit(PROMPT, max_tokens=50)
         bench.step(3)
         bench.items.put(Cancel(request))
         bench.step()
@@ -343,23 +209,23 @@ def test_who_leaves_and_who_fails_counts_neither_way(
     with monkeypatch.context() as patch:
         patch.setattr(runner, "step", fail)
         for _ in range(12):
-            bench.submit(_PROMPT)
+            bench.submit(PROMPT)
             bench.step(3)
     bench.step()
     assert "open" == bench.breaker
     for _ in range(9):
-        bench.run(_PROMPT)
+        bench.run(PROMPT)
     assert "open" == bench.breaker
-    bench.run(_PROMPT)
+    bench.run(PROMPT)
     assert "half_open" == bench.breaker
 
 
-def test_a_good_request_between_ends_the_row(bench: _Bench) -> None:
+def test_a_good_request_between_ends_the_row(bench: CachedEngine) -> None:
     """Four errors, a request that stores and loads well, four errors: the cache stays on."""
     prompts = bench.break_entries(8)
     for prompt in prompts[:4]:
         bench.run(prompt)
-    bench.run([90, *_PROMPT])
+    bench.run([90, *PROMPT])
     for prompt in prompts[4:]:
         bench.run(prompt)
     assert ("closed", 8) == (bench.breaker, bench.health.errors[0])
@@ -376,14 +242,14 @@ class _Rotting(KVCache):
 
 
 def test_a_probe_that_finds_other_bytes_leaves_it_off(
-    bench: _Bench, monkeypatch: pytest.MonkeyPatch
+    bench: CachedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing raises, all shapes are right, and still one byte tells: ten more requests, then the
     next probe.
     """
     bench.switch_off()
     for _ in range(10):
-        bench.run(_PROMPT)
+        bench.run(PROMPT)
     verify = PromptCache.verify
 
     def rotten(cache: PromptCache, prefix: StoredPrefix) -> None:
@@ -392,35 +258,35 @@ def test_a_probe_that_finds_other_bytes_leaves_it_off(
 
     with monkeypatch.context() as patch:
         patch.setattr(PromptCache, "verify", rotten)
-        bench.run(_PROMPT)
+        bench.run(PROMPT)
     assert ("open", 0, (5, 1)) == (
         bench.breaker,
         len(bench.cache),
         bench.health.corruptions,
     )
     for _ in range(10):
-        bench.run(_PROMPT)
+        bench.run(PROMPT)
     assert "half_open" == bench.breaker
-    bench.run(_PROMPT)
+    bench.run(PROMPT)
     assert ("closed", (1, 2, 2)) == (bench.breaker, bench.health.transitions)
 
 
-def test_a_state_that_shows_nothing_is_no_probe(bench: _Bench) -> None:
+def test_a_state_that_shows_nothing_is_no_probe(bench: CachedEngine) -> None:
     """One too short to be looked up decides nothing: the next request's is taken."""
     bench.switch_off()
     for _ in range(10):
-        bench.run(_PROMPT)
+        bench.run(PROMPT)
     bench.run([65, 66, 67], max_tokens=2)
     state = [bench.breaker]
-    bench.run(_PROMPT)
+    bench.run(PROMPT)
     assert ["half_open", "closed"] == [*state, bench.breaker]
 
 
 def test_a_cache_that_is_off_by_setting_has_no_breaker(loaded: LoadedModel) -> None:
     """Zero bytes: bypasses are counted, and nothing else ever happens."""
-    bench = _Bench(loaded, limit_bytes=0)
+    bench = CachedEngine(loaded, limit_bytes=0)
     for _ in range(12):
-        bench.run(_PROMPT)
+        bench.run(PROMPT)
     assert ("closed", (0, 0, 0)) == (bench.breaker, bench.health.transitions)
     assert 12 == bench.cache.bypasses
 
