@@ -48,9 +48,17 @@ def check_machine(blas: str) -> Iterator[Finding]:
     yield from _mlx(blas)
 
 
-def check_settings(settings: Settings, validator: ConfigValidator) -> Iterator[Finding]:
-    """Yield what depends on the settings, which are valid by themselves."""
-    yield _cache_directory(settings.cache_dir)
+def check_settings(
+    settings: Settings, validator: ConfigValidator, *, model_here: bool
+) -> Iterator[Finding]:
+    """Yield what depends on the settings, which are valid by themselves.
+
+    Args:
+        settings: What would be served with.
+        validator: Of these settings.
+        model_here: Whether the model is complete, so that nothing has to be written for it.
+    """
+    yield _cache_directory(settings.cache_dir, model_here=model_here)
     yield from _addresses(settings, validator)
     yield from _access(settings, validator)
     yield from _open_files(settings)
@@ -173,7 +181,7 @@ def _blas(found: dict[str, Any], setting: str) -> Finding:
     return Finding(name="BLAS", status="warning", text=text, mend=mend, figures=figures)
 
 
-def _cache_directory(directory: Path) -> Finding:
+def _cache_directory(directory: Path, *, model_here: bool) -> Finding:
     existing = next(each for each in (directory, *directory.parents) if each.exists())
     try:
         with tempfile.TemporaryFile(dir=existing):
@@ -182,9 +190,10 @@ def _cache_directory(directory: Path) -> Finding:
     except OSError as error:
         return Finding(
             name="Cache",
-            status="error",
+            status="warning" if model_here else "error",
             text=f"{directory} cannot be written: {error.strerror}",
-            mend="choose another directory: --cache-dir DIR or PHAROS_CACHE_DIR",
+            mend="this model is served all the same; for others " * model_here
+            + "choose another directory: --cache-dir DIR or PHAROS_CACHE_DIR",
         )
     text = f"{directory}, {free / _GIB:.1f} GiB free"
     figures: dict[str, object] = {"directory": str(directory), "free_bytes": free}

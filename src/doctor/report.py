@@ -32,17 +32,21 @@ def examine(arguments: Sequence[str]) -> Iterator[Finding]:
             yield Finding(name="Settings", status="error", text=text, mend=mend)
         usable, wrong = error.usable, error.wrong_fields
         yield from check_machine(usable.blas if usable else "auto")
+        here = False
         if usable is not None and not wrong & {"model", "cache_dir"}:
-            yield check_model(usable)
+            found = check_model(usable)
+            here = _is_here(found)
+            yield found
         if usable is not None and not wrong & {"host", "port", "cache_dir"}:
-            yield from check_settings(usable, ConfigValidator(usable))
+            yield from check_settings(usable, ConfigValidator(usable), model_here=here)
         return
     changed = len(settings.model_fields_set)
     text = f"valid, {changed} of them set" if changed else "valid, all at their defaults"
     yield Finding(name="Settings", text=text)
     yield from check_machine(settings.blas)
-    yield check_model(settings)
-    yield from check_settings(settings, ConfigValidator(settings))
+    found = check_model(settings)
+    yield found
+    yield from check_settings(settings, ConfigValidator(settings), model_here=_is_here(found))
 
 
 def print_report(arguments: Sequence[str], *, as_json: bool, output: TextIO) -> bool:
@@ -64,6 +68,10 @@ def print_report(arguments: Sequence[str], *, as_json: bool, output: TextIO) -> 
     else:
         output.write(_conclusion(findings, can_serve=can_serve))
     return can_serve
+
+
+def _is_here(model: Finding) -> bool:
+    return bool(model.figures.get("present"))
 
 
 def _line(finding: Finding) -> str:

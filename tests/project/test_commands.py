@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -26,7 +27,6 @@ from support.tiny_model import write_tiny_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 
 def _pharos(
@@ -237,6 +237,25 @@ def test_the_doctor_says_what_to_mend(tmp_path: Path) -> None:
     assert ["Model", "Address"] == [line.split()[1] for line in failing]
     assert done.stdout.count("→") >= 2
     assert "Serving would fail: Model, Address." in done.stdout
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="it has no folder that nobody can write to")
+@pytest.mark.parametrize("here", [True, False])
+def test_the_doctor_knows_what_a_cache_that_cannot_be_written_means(
+    tiny_model: Path, *, here: bool
+) -> None:
+    """A model that is complete is served from a disk that is read-only; another has no place."""
+    model = str(tiny_model) if here else "starter"
+    options = ("--model", model, "--port", "0", "--cache-dir", "/proc/none")
+    done = _pharos("doctor", "--json", *options)
+    report = json.loads(done.stdout)
+    (cache,) = [each for each in report["findings"] if each["name"] == "Cache"]
+    assert ("warning" if here else "error") == cache["status"]
+    assert report["can_serve"] is here
+    if here:
+        with serve_model(tiny_model, *options[2:]) as served:
+            address = f"http://{served.address}/readyz"
+            assert b"ready" in urllib.request.urlopen(address, timeout=15).read()
 
 
 def test_the_doctor_ends_quietly_when_its_reader_has_left() -> None:
