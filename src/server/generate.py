@@ -22,7 +22,7 @@ from .families import ChatFamily, CompletionFamily, check_capacity
 from .foreign_errors import told_error
 from .json_body import read_json_object, shown
 from .patience import TIMEOUT_HEADER, RequestPatience, requested_seconds
-from .rating import settled, take_tokens
+from .rating import take_tokens
 from .run import ClientGoneError, Run, start_run
 from .sse import EventStream
 
@@ -108,8 +108,9 @@ class GenerateRoute:
         check_capacity(call, options.max_batch + options.max_queue, family.prompt_field)
         run = self._run()
         run.content = draft.content
-        charged = take_tokens(rates, owner, call, body_bytes=request.content_length or 0)
-        draft.report = settled(run.report, rates, owner, charged)
+        charge = take_tokens(rates, owner, call, body_bytes=request.content_length or 0)
+        run.on_finished = lambda usage: charge.settle(usage.prompt + usage.completion)
+        draft.report = charge.settled_by(run.report)
         self._start(run, call, family)
         envelope = Envelope(options.model_name)
         if call.stream:

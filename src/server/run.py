@@ -16,7 +16,7 @@ from ..resilience.errors import EngineFailureError
 from .submission import Submission, combined_report
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ..engine.client import EngineClient
     from ..engine.generation import Generation
@@ -122,6 +122,8 @@ class Run:
         """How many choices the answer has."""
         self.content: Content | None = None
         """Keeps what the choices gain for the span, where the operator opted in."""
+        self.on_finished: Callable[[TokenUsage], None] = lambda _: None
+        """Told what was used when every choice has ended, before the last of it is handed out."""
 
     @property
     def finished(self) -> bool:
@@ -229,6 +231,8 @@ class Run:
                 gain.ending = _ending(event)
                 if submission.unfinished == 0:
                     self._live.remove(submission)
+                    if not self._live:
+                        self.on_finished(self.usage())
 
 
 def _gain(gains: dict[int, Gain], choice: int) -> Gain:

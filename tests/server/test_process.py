@@ -36,6 +36,8 @@ class Process:
     popen: subprocess.Popen[str]
     lines: list[str]
     port: int = 0
+    begun: int = 0
+    """Answers whose status and headers are here: of a stream, its first bytes."""
 
     def wait_line(self, pattern: str) -> re.Match[str]:
         """Wait for a line that holds the pattern."""
@@ -55,6 +57,7 @@ class Process:
             data = None if body is None else json.dumps(body).encode()
             connection.request(method, path, data, {"Content-Type": "application/json"})
             response = connection.getresponse()
+            self.begun += path == CHAT
             return response.status, response.read(), response.headers
         finally:
             connection.close()
@@ -159,6 +162,8 @@ def test_what_cannot_finish_ends_with_an_error(process: Process, signals: int) -
     results: list[Any] = []
     threads = [ask(process, results, max_tokens=8000, stream=s) for s in (False, True)]
     wait_until(lambda: process.in_flight() == 2)
+    # A stream that has not begun would end with a status.
+    wait_until(lambda: process.begun == 1)
     begin = time.monotonic()
     process.popen.send_signal(signal.SIGINT)
     wait_until(lambda: process.request("GET", "/readyz")[0] == 503)
