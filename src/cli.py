@@ -89,10 +89,12 @@ def _serve(arguments: Sequence[str]) -> int:
         return 0
 
     from .engine.supervisor import EngineProcess
-    from .sources import ConfigurationError
 
     # It takes most of a second to import its libraries, whatever the settings say.
     process = EngineProcess()
+
+    from .sources import ConfigurationError
+
     retries: list[RetryReport] = []
     try:
         prepared = _prepared(arguments, retries)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import logging
 import os
 import select
@@ -22,9 +23,9 @@ from ...resilience.errors import ModelError
 from ...resilience.failure_text import SanitizedFormatter, log_uncaught
 from ..models.blas import BlasPreload, preload
 from ..protocol import EngineOptions, LoadFailed, decode_options
-from .inbox import Outbox
 
 if TYPE_CHECKING:
+    from .inbox import Outbox
     from .service import Engine
 
 _EXIT_SECONDS = 2.0
@@ -34,6 +35,7 @@ _log = logging.getLogger("mlx_pharos.engine")
 
 def main() -> int:
     """Serve until the server closes the pipe; return the exit code."""
+    gc.disable()  # of what is imported and loaded nothing is garbage; see Engine.run
     _configure_log()
     # The server decides when to end; the engine must outlive a drain.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -42,6 +44,8 @@ def main() -> int:
     connection = Connection(int(sys.argv[1]))
     threading.Thread(target=_watch, args=(connection,), name="lifeline", daemon=True).start()
     _import_libraries()
+    from .inbox import Outbox  # noqa: PLC0415 - after the thread above: it imports transformers
+
     outbox = Outbox(connection)
     try:
         options = decode_options(connection.recv_bytes())

@@ -54,6 +54,7 @@ class Engine:
         # What was loaded stays: a full collection that walks through it stops all streams for 50 ms.
         gc.collect()
         gc.freeze()
+        gc.enable()
         self._inbox.start()
         try:
             self._scheduler.run()
