@@ -188,12 +188,12 @@ def _cache_directory(directory: Path, *, model_here: bool) -> Finding:
             pass
         free = shutil.disk_usage(existing).free
     except OSError as error:
+        mend = "choose another directory: --cache-dir DIR or PHAROS_CACHE_DIR"
         return Finding(
             name="Cache",
             status="warning" if model_here else "error",
             text=f"{directory} cannot be written: {error.strerror}",
-            mend="this model is served all the same; for others " * model_here
-            + "choose another directory: --cache-dir DIR or PHAROS_CACHE_DIR",
+            mend=f"this model is served all the same; for others {mend}" if model_here else mend,
         )
     text = f"{directory}, {free / _GIB:.1f} GiB free"
     figures: dict[str, object] = {"directory": str(directory), "free_bytes": free}

@@ -306,9 +306,9 @@ class Server(TcpWSGIServer):
         """
         for _ in range(_ACCEPTS):
             super().handle_accept()
-            self._make_room()
             if not self._took or self.is_full:
-                return
+                break
+        self._make_room()
 
     @property
     def is_full(self) -> bool:

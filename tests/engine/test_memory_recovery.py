@@ -31,6 +31,8 @@ def test_after_an_allocation_failed_everything_goes_on(
     engine.step(1)
     assert 0 == len(engine.cache)
     assert (32, 4) == (engine.guard.size.prefill_step, engine.guard.size.batch)
+    engine.step(1)
+    assert engine.guard.size == engine.scheduler._runner.size
     engine.step(2000)
     assert ["buffer_cache", "prompt_cache", "shrink"] == [each.action for each in engine.reclaims]
     assert all(each.before_bytes > 0 and each.after_bytes > 0 for each in engine.reclaims)

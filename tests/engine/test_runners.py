@@ -199,6 +199,21 @@ def test_a_chunk_is_bounded_by_its_tokens(loaded: LoadedModel) -> None:
     assert widths[0] == 3  # the fourth would make it a chunk of 4 x 16
 
 
+def test_a_smaller_bound_holds_at_once(loaded: LoadedModel) -> None:
+    """Prompts that shared a large chunk share small ones after a shrink, and lose no token."""
+    runner = _batch(loaded, size=RunnerSize(8, 32, 4))
+    prompts = [[66 + place, *[70 + place] * 120] for place in range(4)]
+    keys = [runner.insert(_job(loaded, prompt)) for prompt in prompts]
+    done = {chunk.key: chunk.processed for chunk in runner.step().prefilled}
+    assert dict.fromkeys(keys, 32) == done
+    runner.resize(RunnerSize(4, 16, 1))
+    step = runner.step()
+    assert [4] * 4 == [chunk.processed - done[chunk.key] for chunk in step.prefilled]
+    runner.resize(RunnerSize(8, 32, 4))
+    tokens = _drain(runner, keys)
+    assert [_reference(loaded, prompt) for prompt in prompts] == [tokens[key] for key in keys]
+
+
 def test_end_of_sequence_token_ends_a_job(loaded: LoadedModel) -> None:
     """Both runners stop at it and say so."""
     eos = _reference(loaded, _PROMPTS[0])[5]

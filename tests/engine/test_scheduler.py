@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import queue
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -141,6 +143,25 @@ def test_failed_step_ends_what_ran_and_nothing_else(bench: _Bench) -> None:
     assert [0, 0, 1] == [len(bench.pipe.of(request_id, Finish)) for request_id in (1, 2, 3)]
     assert 10 == len(bench.pipe.of(3, Delta))
     assert "matmul" not in bench.pipe.of(1, Failed)[0].reason
+
+
+def test_the_state_of_a_failed_step_is_gone_at_once(bench: _Bench) -> None:
+    """Also where the collector never looks at the runner that failed, as it was made at start."""
+    for request_id in (1, 2):
+        bench.submit(request_id)
+    bench.step(3)
+    layers = [weakref.ref(layer) for layer in bench.scheduler._runner.kv_layers()]
+    assert layers
+    gc.disable()
+    try:
+        _FailingRunner.fails = True
+        bench.step()
+        assert not [layer for layer in layers if layer() is not None]
+    finally:
+        gc.enable()
+    bench.submit(3)
+    bench.step(30)
+    assert 1 == len(bench.pipe.of(3, Finish))
 
 
 def test_failed_request_ends_with_all_its_choices(bench: _Bench) -> None:

@@ -53,8 +53,7 @@ class BatchRunner:
             model,
             stop_tokens=[(token,) for token in eos_token_ids],
             completion_batch_size=size.batch,
-            prefill_batch_size=1,  # before each step as many as fit; see _prefill_rows
-            prefill_step_size=size.prefill_step,
+            prefill_batch_size=1,  # before each step as many as fit; see _bound_chunk
             stream=mx.default_stream(mx.default_device()),
         )
         self._scored: set[int] = set()
@@ -65,13 +64,15 @@ class BatchRunner:
         if not wired_limit:
             self._generator.close()  # all that it does is to restore the wired limit
 
+    def close(self) -> None:
+        """Let go of the batches: the sampler ties this object to itself, and it may be frozen."""
+        del self._generator, self._decode
+
     def resize(self, size: RunnerSize) -> None:
         """Do more or less at once from the next step on."""
         self.size = size
-        generator = self._generator
         # What runs beyond the new size goes on, and the scheduler adds nothing to it.
-        generator.completion_batch_size = max(size.batch, len(self._draws))
-        generator.prefill_step_size = size.prefill_step
+        self._generator.completion_batch_size = max(size.batch, len(self._draws))
 
     def insert(self, job: Job) -> int:
         """Take a job and return its key."""
@@ -111,7 +112,7 @@ class BatchRunner:
         """Decode one token for every sequence, then prefill one chunk."""
         self._decoding = list(self._decode.uids)
         self._decode_sampled = not self._decoding
-        self._generator.prefill_batch_size = self._prefill_rows()
+        self._bound_chunk()
         prompts, tokens = self._generator.next()
         step = RunnerStep()
         for response in prompts:
@@ -137,23 +138,27 @@ class BatchRunner:
             )
         return step
 
-    def _prefill_rows(self) -> int:
-        """Return how many rows the prompt batch may have: so many that a chunk keeps its bound.
+    def _bound_chunk(self) -> None:
+        """Say how many rows the prompt batch may have, so that the next chunk keeps its bound.
 
-        Rows that wait for their last token alone leave it before the chunk, and new
-        ones join in their order. All rows of a chunk are as long as its longest.
+        Rows of which the last token alone is left leave the batch before the chunk,
+        and new ones join in their order. All rows of a chunk are as long as its
+        longest. Rows that joined under a higher bound go on in smaller pieces.
         """
-        generator, step = self._generator, self.size.prefill_step
+        generator, bound = self._generator, self.size.prefill_step * self.size.prefill_rows
         left = [total - done for _, done, total in generator._currently_processing]  # noqa: SLF001
         chunk = [tokens - 1 for tokens in left if tokens > 1]
+        step = min(self.size.prefill_step, max(1, bound // max(1, len(chunk))))
         rows, longest = len(left), max(chunk, default=1)
         for entry in generator._unprocessed_sequences:  # noqa: SLF001
-            longest = max(longest, sum(map(len, entry[1])) - 1)
-            if chunk and (len(chunk) + 1) * min(step, longest) > step * self.size.prefill_rows:
+            tokens = sum(map(len, entry[1])) - 1
+            longest = max(longest, tokens)
+            if tokens and chunk and (len(chunk) + 1) * min(step, longest) > bound:
                 break
-            chunk.append(longest)
+            if tokens:
+                chunk.append(tokens)
             rows += 1
-        return rows
+        generator.prefill_batch_size, generator.prefill_step_size = rows, step
 
     def _forget(self, key: int) -> None:
         del self._draws[key]

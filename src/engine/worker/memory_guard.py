@@ -186,10 +186,13 @@ class MemoryGuard:
 
     def look(self, runner: Runner) -> None:
         """Do something where memory is short, before the next step. Cheap where it is not."""
-        held = _held()
         now = self._clock()
-        if held <= self._limit_bytes and now - self._looked_at < _LOOK_SECONDS:
-            return
+        if _held() > self._limit_bytes or now - self._looked_at >= _LOOK_SECONDS:
+            self._look(now)
+        if runner.size != self.size:  # also of one that is new since an allocation failed
+            runner.resize(self.size)
+
+    def _look(self, now: float) -> None:
         self._looked_at = now
         if self._is_short():
             self._trouble_at = now
@@ -205,8 +208,6 @@ class MemoryGuard:
         elif self._halvings and now - self._trouble_at >= _GROW_BACK_SECONDS:
             self._trouble_at = now
             self._resize(self._halvings - 1)
-        if runner.size != self.size:
-            runner.resize(self.size)
 
     def start_smaller(self, halvings: int) -> None:
         """Begin with less at once, because an engine before this one died; it grows back."""

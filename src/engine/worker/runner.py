@@ -114,6 +114,9 @@ class Runner(Protocol):
 
     size: RunnerSize
 
+    def close(self) -> None:
+        """Let go of all state, so that its memory is free at once. Nothing may be called after."""
+
     def resize(self, size: RunnerSize) -> None:
         """Do more or less at once from the next step on; jobs that run go on."""
 

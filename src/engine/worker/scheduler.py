@@ -355,6 +355,7 @@ class Scheduler:
         self._growing.clear()
         for sequence in interrupted:
             sequence.key = -1
+        self._runner.close()
         self._runner = self._make_runner()
         self._end_or_retry(interrupted, error)
 

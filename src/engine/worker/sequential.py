@@ -39,6 +39,13 @@ class SequentialRunner:
         self._job: Job | None = None
         self._key = -1
         self._cache: list[Any] = []
+        self._next: tuple[mx.array, mx.array] | None = None
+
+    def close(self) -> None:
+        """Let go of the job and its state."""
+        self._job = None
+        self._next = None
+        self._cache = []
 
     def resize(self, size: RunnerSize) -> None:
         """Prefill in smaller or larger chunks from the next step on."""
@@ -56,7 +63,7 @@ class SequentialRunner:
         self._prompt = list(job.rest)
         self._processed = 0
         self._generated = 0
-        self._next: tuple[mx.array, mx.array] | None = None
+        self._next = None
         return self._key
 
     def remove(self, key: int) -> None:
