@@ -22,7 +22,8 @@ def test_requests_leave_no_memory_behind() -> None:
 
     Blocks of the allocator are counted, not bytes of the process: one block kept
     per request would be 3,200 more. Left out are the exponential buckets, which hold
-    an integer each and fill up. Everything was sent, scraped and polled.
+    an integer each and fill up; a few hundred come and go with the process's other
+    threads. Everything was sent, scraped and polled.
     """
     root = logging.getLogger()
     before = root.handlers[:], root.level
@@ -50,4 +51,4 @@ def test_requests_leave_no_memory_behind() -> None:
             assert MANY == telemetry.window.read().total
     finally:
         root.handlers, root.level = before
-    assert blocks[1] - blocks[0] < (MANY - FEW) / 10
+    assert blocks[1] - blocks[0] < (MANY - FEW) / 3
