@@ -127,7 +127,7 @@ class Client:
         *,
         headers: Mapping[str, str],
         leave_after: int | None = None,
-        on_text: Callable[[], None] = lambda: None,
+        on_text: Callable[[int], None] = lambda _: None,
     ) -> None:
         """Prepare.
 
@@ -136,7 +136,7 @@ class Client:
             ask: What to send.
             headers: What else goes with it, the key for one.
             leave_after: Events after which the client closes the connection; None stays.
-            on_text: Called with each event of a stream.
+            on_text: Called with the length of each text of a stream.
         """
         self._port = port
         self._headers = {"Content-Type": "application/json", **headers}
@@ -193,10 +193,10 @@ class Client:
                 text = choice.get("text") or choice.get("delta", {}).get("content") or ""
                 index = choice["index"]
                 reply.texts[index] = reply.texts.get(index, "") + text
+                self._on_text(len(text))
                 if choice.get("finish_reason"):
                     reply.finishes.setdefault(index, []).append(choice["finish_reason"])
             seen += 1
-            self._on_text()
             if self._leave_after is not None and seen >= self._leave_after:
                 reply.left = True
                 return

@@ -51,16 +51,16 @@ class Load:
 
     clients: list[Client]
     events: int = 0
-    """Pieces of all streams together so far."""
+    """Characters of all streams together so far: how many tokens share an event depends on speed."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def count(self) -> None:
-        """Take note of a piece."""
+    def count(self, characters: int) -> None:
+        """Take note of a text."""
         with self._lock:
-            self.events += 1
+            self.events += characters
 
     def wait_for_events(self, count: int, timeout: float = 30.0) -> None:
-        """Wait until so many pieces came, so that a fault meets requests at work."""
+        """Wait until so many characters came, so that a fault meets requests at work."""
         deadline = time.monotonic() + timeout
         while self.events < count:
             assert time.monotonic() < deadline, f"only {self.events} events came"
@@ -274,7 +274,7 @@ class Examination:
             ask,
             headers=self.server.headers,
             leave_after=leave_after,
-            on_text=load.count if load else lambda: None,
+            on_text=load.count if load else lambda _: None,
         )
 
     def _run(self, clients: Sequence[Client]) -> list[Reply]:
