@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import TextIO
 
+    from ..settings import Settings
+
 __all__ = ["examine", "print_report"]
 
 _MARKS = {"ok": "ok", "note": "note", "warning": "warn", "error": "FAIL"}
@@ -30,23 +32,27 @@ def examine(arguments: Sequence[str]) -> Iterator[Finding]:
             text = f"{each.subject} {each.text}"
             mend = "correct it; `pharos serve --help` lists every setting"
             yield Finding(name="Settings", status="error", text=text, mend=mend)
-        usable, wrong = error.usable, error.wrong_fields
-        yield from check_machine(usable.blas if usable else "auto")
-        here = False
-        if usable is not None and not wrong & {"model", "cache_dir"}:
-            found = check_model(usable)
-            here = _is_here(found)
-            yield found
-        if usable is not None and not wrong & {"host", "port", "cache_dir"}:
-            yield from check_settings(usable, ConfigValidator(usable), model_here=here)
+        if error.usable is None:
+            yield from check_machine("auto")
+        else:
+            yield from _examine_usable(error.usable, error.wrong_fields)
         return
     changed = len(settings.model_fields_set)
     text = f"valid, {changed} of them set" if changed else "valid, all at their defaults"
     yield Finding(name="Settings", text=text)
+    yield from _examine_usable(settings, frozenset())
+
+
+def _examine_usable(settings: Settings, wrong: frozenset[str]) -> Iterator[Finding]:
+    """Yield what there is to say beside the settings that are wrong."""
     yield from check_machine(settings.blas)
-    found = check_model(settings)
-    yield found
-    yield from check_settings(settings, ConfigValidator(settings), model_here=_is_here(found))
+    model_here = False
+    if not wrong & {"model", "cache_dir"}:
+        model = check_model(settings)
+        model_here = bool(model.figures.get("present"))
+        yield model
+    if not wrong & {"host", "port", "cache_dir"}:
+        yield from check_settings(settings, ConfigValidator(settings), model_here=model_here)
 
 
 def print_report(arguments: Sequence[str], *, as_json: bool, output: TextIO) -> bool:
@@ -68,10 +74,6 @@ def print_report(arguments: Sequence[str], *, as_json: bool, output: TextIO) -> 
     else:
         output.write(_conclusion(findings, can_serve=can_serve))
     return can_serve
-
-
-def _is_here(model: Finding) -> bool:
-    return bool(model.figures.get("present"))
 
 
 def _line(finding: Finding) -> str:

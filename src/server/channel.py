@@ -248,8 +248,6 @@ class Server(TcpWSGIServer):
     _maintained_at = 0.0
     _accept_again_at = 0.0
     _is_short_of_files = False
-    _took = False
-    """Whether there was a newcomer when one was last looked for."""
 
     def readable(self) -> bool:
         """Whether newcomers are taken. The loop asks before each wait."""
@@ -267,7 +265,6 @@ class Server(TcpWSGIServer):
         Without a file, it waits in the kernel: to look again at once would
         only spin. One who uses the server gives way meanwhile.
         """
-        self._took = False
         try:
             taken: tuple[socket.socket, Any] | None = super().accept()
         except OSError as error:
@@ -279,7 +276,6 @@ class Server(TcpWSGIServer):
             self._accept_again_at = time.monotonic() + _FILES_SECONDS
             self._give_way(1)
             return None
-        self._took = taken is not None
         if taken is not None and self._is_short_of_files:
             _log.warning("new connections are taken again")
             self._is_short_of_files = False
@@ -305,8 +301,9 @@ class Server(TcpWSGIServer):
         each: of 200 that come at once the last one is read much sooner.
         """
         for _ in range(_ACCEPTS):
+            before = len(self._connections())
             super().handle_accept()
-            if not self._took or self.is_full:
+            if len(self._connections()) == before or self.is_full:
                 break
         self._make_room()
 

@@ -39,7 +39,7 @@ def test_killed_at_work(
         examination = examine(server)
         asks = examination.draw(16)
         with examination.load(asks, held=True) as load:
-            load.wait_for_events(after)
+            load.wait_for_text(after)
             server.engine.kill()
         examination.judge(load)
 
@@ -54,7 +54,7 @@ def test_crashed(
         examination = examine(server)
         asks = examination.draw(12)
         with examination.load(asks, held=True) as load:
-            load.wait_for_events(80)
+            load.wait_for_text(80)
             server.engine.send_signal(number)
         examination.judge(load)
         assert number.name == server.health()["engine"]["last_reason"]
@@ -67,12 +67,12 @@ def test_killed_twice(tiny_model: Path, examine: Callable[[Patient], Examination
         examination = examine(server)
         asks = examination.draw(12, tokens=300)
         with examination.load(asks, held=True) as load:
-            load.wait_for_events(60)
+            load.wait_for_text(60)
             first = server.engine
             first.kill()
             server.wait_for(lambda: server.health()["engine"]["restarts"] == 1, "a restart")
             server.wait_ready()
-            load.wait_for_events(load.events + 20)
+            load.wait_for_text(load.characters + 20)
             server.engine.kill()
         examination.judge(load)
         assert 2 == server.total("pharos_engine_restarts_total")
@@ -85,7 +85,7 @@ def test_stopped(tiny_model: Path, examine: Callable[[Patient], Examination]) ->
         examination = examine(server)
         asks = examination.draw(12)
         with examination.load(asks, held=True) as load:
-            load.wait_for_events(60)
+            load.wait_for_text(60)
             server.engine.suspend()
         examination.judge(load)
         assert "hang" == server.health()["engine"]["last_reason"]
@@ -117,7 +117,7 @@ def test_out_of_memory(tiny_model: Path, examine: Callable[[Patient], Examinatio
         examination = examine(server)
         asks = examination.draw(12, tokens=900)
         with examination.load(asks, held=True) as load:
-            load.wait_for_events(20)
+            load.wait_for_text(20)
             used = server.engine.memory_info().vms
             server.engine.rlimit(resource.RLIMIT_AS, (used, resource.RLIM_INFINITY))
         examination.judge(load)

@@ -35,7 +35,7 @@ def test_files_run_out(tiny_model: Path, examine: Callable[[Patient], Examinatio
             contextlib.ExitStack() as stack,
             examination.load(asks, probe=False, held=True) as load,
         ):
-            load.wait_for_events(20)
+            load.wait_for_text(20)
             process.rlimit(resource.RLIMIT_NOFILE, (process.num_fds() + 2, before[1]))
             for _ in range(30):  # the kernel takes them, the server cannot
                 connection = socket.create_connection(("127.0.0.1", server.port), 10)

@@ -25,7 +25,7 @@ def test_asked_to_stop(tiny_model: Path, examine: Callable[[Patient], Examinatio
         asks = examination.draw(12)
         engine = server.engine
         with examination.load(asks, probe=False, held=True) as load:
-            load.wait_for_events(40)
+            load.wait_for_text(40)
             server.send_signal(signal.SIGTERM)
             assert 0 == server.wait(40)
         assert not psutil.pid_exists(engine.pid)
@@ -39,7 +39,7 @@ def test_asked_twice(tiny_model: Path, examine: Callable[[Patient], Examination]
         examination = examine(server)
         asks = examination.draw(12, tokens=4000, known=False)
         with examination.load(asks, probe=False, held=True) as load:
-            load.wait_for_events(40)
+            load.wait_for_text(40)
             server.send_signal(signal.SIGTERM)
             server.wait_for(lambda: server.get("/readyz")[0] == 503, "draining")
             server.send_signal(signal.SIGTERM)
@@ -55,7 +55,7 @@ def test_killed(tiny_model: Path, examine: Callable[[Patient], Examination], tal
         asks = examination.draw(8, tokens=2000, known=False)
         engine = server.engine
         with examination.load(asks, probe=False, held=True) as load:
-            load.wait_for_events(40)
+            load.wait_for_text(40)
             server.send_signal(signal.SIGKILL)
             server.wait(10)
             engine.wait(5)

@@ -11,6 +11,7 @@ import pytest
 
 from mlx_pharos.engine.protocol import Delta
 from mlx_pharos.resilience.restarts import RestartPolicy
+from support.asks import sequences_of
 from support.client import CHAT, COMPLETIONS, Answer, RunningServer, chat_body, events, wait_until
 
 if TYPE_CHECKING:
@@ -66,18 +67,15 @@ def _ask_all(server: RunningServer, requests: Sequence[tuple[str, dict[str, Any]
     try:
         for thread in threads:
             thread.start()
-        wait_until(lambda: server.engine.in_flight == sum(_sequences(body) for _, body in requests))
+        wait_until(
+            lambda: server.engine.in_flight == sum(sequences_of(body) for _, body in requests)
+        )
     finally:
         os.kill(engine, signal.SIGCONT)
     for thread in threads:
         thread.join(18)
         assert not thread.is_alive()
     return [answers[place] for place in range(len(requests))]
-
-
-def _sequences(body: dict[str, Any]) -> int:
-    prompts = body.get("prompt", "")
-    return int(body.get("n", 1)) * (len(prompts) if isinstance(prompts, list) else 1)
 
 
 def _ask_and_kill(

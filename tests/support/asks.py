@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["Ask", "Client", "Reply", "ask_all", "draw_asks"]
+__all__ = ["Ask", "Client", "Reply", "ask_all", "draw_asks", "sequences_of"]
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -54,7 +54,7 @@ class Ask:
     @property
     def sequences(self) -> int:
         """How many texts are asked for: choices of each prompt."""
-        return len(self.body.get("prompt", [""])) * int(self.body.get("n", 1))
+        return sequences_of(self.body)
 
 
 @dataclass
@@ -81,6 +81,12 @@ class Reply:
     def whole(self) -> bool:
         """Whether the answer is what was asked for."""
         return self.status == 200 and self.ends == 1 and not self.error and not self.left
+
+
+def sequences_of(body: Mapping[str, Any]) -> int:
+    """Return how many texts a request asks for."""
+    prompt = body.get("prompt", "")
+    return int(body.get("n", 1)) * (len(prompt) if isinstance(prompt, list) else 1)
 
 
 def draw_asks(count: int, seed: int, *, mark: str, tokens: int = 120) -> list[Ask]:

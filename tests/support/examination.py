@@ -50,20 +50,20 @@ class Load:
     """Requests on their way."""
 
     clients: list[Client]
-    events: int = 0
-    """Characters of all streams together so far: how many tokens share an event depends on speed."""
+    characters: int = 0
+    """Of all streams together so far. How many tokens share an event depends on the speed."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def count(self, characters: int) -> None:
         """Take note of a text."""
         with self._lock:
-            self.events += characters
+            self.characters += characters
 
-    def wait_for_events(self, count: int, timeout: float = 30.0) -> None:
+    def wait_for_text(self, count: int, timeout: float = 30.0) -> None:
         """Wait until so many characters came, so that a fault meets requests at work."""
         deadline = time.monotonic() + timeout
-        while self.events < count:
-            assert time.monotonic() < deadline, f"only {self.events} events came"
+        while self.characters < count:
+            assert time.monotonic() < deadline, f"only {self.characters} characters came"
             time.sleep(0.002)
 
     @property

@@ -54,6 +54,7 @@ class BatchRunner:
             stop_tokens=[(token,) for token in eos_token_ids],
             completion_batch_size=size.batch,
             prefill_batch_size=1,  # before each step as many as fit; see _bound_chunk
+            prefill_step_size=size.prefill_step,
             stream=mx.default_stream(mx.default_device()),
         )
         self._scored: set[int] = set()

@@ -56,8 +56,9 @@ def step_logprobs(
     wanted: dict[int, LogprobRequest] = {}
     for sample in samples:
         submit = running[sample.key].request.submit
-        if submit.logprobs and sample.finish != "stop" and sample.logprobs is not None:
-            wanted[sample.key] = (sample.token, sample.logprobs, submit.top_logprobs)
+        if submit.logprobs and sample.finish != "stop":
+            scores = cast("mx.array", sample.logprobs)  # its job asked for them
+            wanted[sample.key] = (sample.token, scores, submit.top_logprobs)
     if not wanted:
         return {}
     entries = read_logprobs(list(wanted.values()), vocabulary)
