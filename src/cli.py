@@ -309,12 +309,15 @@ def _pull(arguments: Sequence[str]) -> int:
         description="Fetch a model, convert it where needed, and verify it, so that pharos serve "
         "finds everything on this machine. It can be interrupted and run again.",
     )
-    parser.add_argument("model", metavar="M", help="as in pharos serve --model M")
+    parser.add_argument(
+        "model", metavar="M", nargs="?", help="as in pharos serve --model M; left out, as there"
+    )
     parser.add_argument("--cache-dir", metavar="DIR", help="where models are kept")
     chosen = parser.parse_args(arguments)
     flags = ["--cache-dir", chosen.cache_dir] if chosen.cache_dir else []
+    flags += ["--model", chosen.model] if chosen.model is not None else []
     try:
-        settings = load_settings([*flags, "--model", chosen.model])
+        settings = load_settings(flags)
     except ConfigurationError as error:
         _say(error.report())
         return EXIT_USAGE

@@ -243,8 +243,8 @@ def _mend(host: str, port: int, error: OSError | None) -> str:
     number = error.errno if error else None
     if number == errno.EADDRINUSE:
         return (
-            f"Port {port} on {host} is taken by another program. "
-            "Stop that program, or choose another port."
+            f"Port {port} on {host} is taken by another program, or by a Pharos that "
+            "runs already. Stop that one, or choose another port."
         )
     if number == errno.EACCES:
         return f"Port {port} needs privileges. Choose a port from 1024 on."
