@@ -94,6 +94,10 @@ class Submission:
             case Delta():
                 self.received_tokens += len(event.tokens)
                 self.first_received_at = self.first_received_at or time.monotonic()
+            case Accepted():
+                self.accepted_at = event.at
+                self.prompt_tokens = event.prompt_tokens
+                self.echo = event.echo
             case PrefillProgress():
                 self.processed_tokens = max(self.processed_tokens, event.processed)
             case Finish():
@@ -120,9 +124,7 @@ class Submission:
         """Look for the acceptance; raises what the engine has against the request."""
         for event in self.generation.receive(timeout):
             if isinstance(event, Accepted):
-                self.accepted_at = event.at
-                self.prompt_tokens = event.prompt_tokens
-                self.echo = event.echo
+                self.note(event)
             else:
                 self.backlog.append(event)
 

@@ -60,7 +60,8 @@ class MetricsCollector:
         Args:
             instruments: Of the process; some of its own where there are none.
             window: A reader of the same MeterProvider; given together with ``instruments``.
-            memory: The processes that count; this one alone where nothing else is said.
+            memory: The processes that count, whose owner says when they have begun; this one alone,
+                as of now, where nothing else is said.
             enable_memory_tracking: Whether memory is measured at all.
             enable_latency_tracking: Whether latencies are recorded at all.
         """
@@ -71,8 +72,8 @@ class MetricsCollector:
         self._instruments = instruments
         self._window = window
         window.follow(instruments.folded)
-        self._memory = memory or ResidentMemory(lambda: {"server": os.getpid()})
         self._tracks_memory = enable_memory_tracking
+        self._memory = memory or self._own_memory()
         self._tracks_latency = enable_latency_tracking
         self._lock = threading.Lock()
         self._lookups = dict.fromkeys(a.LOOKUP_RESULT.values, 0)
@@ -124,7 +125,6 @@ class MetricsCollector:
     def record_memory_usage(self) -> None:
         """Look at the processes' memory now, so that a peak is seen."""
         if self._tracks_memory:
-            self._memory.mark()
             self._memory.total()
 
     # -- reporting ------------------------------------------------------------
@@ -185,6 +185,12 @@ class MetricsCollector:
             self._memory.reset()
 
     # -- inside ---------------------------------------------------------------
+
+    def _own_memory(self) -> ResidentMemory:
+        memory = ResidentMemory(lambda: {"server": os.getpid()})
+        if self._tracks_memory:
+            memory.mark()
+        return memory
 
     def _look_up(self, result: str, count: int) -> None:
         with self._lock:

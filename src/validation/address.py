@@ -138,7 +138,10 @@ def _problem(error: OSError, host: str, port: int, *, flag: str) -> tuple[str, s
     where = _shown(host, port)
     if error.errno == errno.EADDRINUSE:
         mend = _proposal(host, port, flag) or f"choose another with {flag}"
-        return "port", f"{where} is in use by another program, or by a Pharos that runs already; {mend}"
+        return (
+            "port",
+            f"{where} is in use by another program, or by a Pharos that runs already; {mend}",
+        )
     if error.errno in {errno.EACCES, errno.EPERM}:
         first = _first_unprivileged()
         other = f"choose one from {first} on with {flag}"

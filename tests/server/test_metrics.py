@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +23,7 @@ from mlx_pharos.telemetry.collector import MetricsCollector, make_window
 from mlx_pharos.telemetry.folded import FoldedSet
 from mlx_pharos.telemetry.instruments import Instruments
 from mlx_pharos.telemetry.telemetry import Telemetry, TelemetryOptions
-from support.client import CHAT, chat_body, wait_until
+from support.client import CHAT, COMPLETIONS, chat_body, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -61,6 +64,40 @@ def test_the_contract_holds_from_the_first_poll(
         assert 3 == second["throughput"]["total_requests"] == second["latency"]["samples"]
         assert (2, 1) == (second["cache"]["hits"], second["cache"]["misses"])
         assert 0 < second["latency"]["p50_ms"] <= second["latency"]["p99_ms"] < 10_000
+
+
+def test_growth_is_since_the_model_was_loaded(tiny_model: Any, serving: Callable[..., Any]) -> None:
+    """A client that asks too early is refused, and does not make the model's weights a leak."""
+    with serving(tiny_model, ready=False) as server:
+        os.kill(server.engine.pid, signal.SIGSTOP)
+        try:
+            assert 503 == server.chat(max_tokens=4).status
+            assert server.get("/v1/metrics").json["memory"]["initial_mb"] == "unavailable"
+        finally:
+            os.kill(server.engine.pid, signal.SIGCONT)
+        assert server.engine.wait_ready(20)
+        memory = server.get("/v1/metrics").json["memory"]
+        assert abs(memory["growth_mb"]) < 0.1 * memory["initial_mb"]
+
+
+def test_a_prompt_beside_a_bad_one_has_true_figures(
+    tiny_model: Any, serving: Callable[..., Any]
+) -> None:
+    """One prompt is refused while the other runs already: its times begin when it was accepted."""
+    with serving(tiny_model) as server:
+        for _ in range(5):
+            body = {"model": "tiny", "prompt": ["x" * 400_000, "hi"], "max_tokens": 200}
+            assert 400 == server.post(COMPLETIONS, body).status
+        server.wait_idle()
+        text = server.get("/metrics").body.decode()
+    waits = _sum(text, r"pharos_request_queue_duration_seconds_count")
+    assert _sum(text, r"pharos_request_queue_duration_seconds_sum") < 20
+    assert _sum(text, r"pharos_tokens_total\{.*input") >= waits
+
+
+def _sum(scrape: str, series: str) -> float:
+    """Return the sum of all samples whose name and labels begin as the pattern says."""
+    return sum(float(each) for each in re.findall(rf"^{series}.* (\S+)$", scrape, re.MULTILINE))
 
 
 @pytest.mark.parametrize("ends_early", [False, True])
