@@ -16,7 +16,10 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Unpack
 
+from msgspec import msgpack
+
 from ..resilience.admission import Admission
+from ..resilience.convictions import Convictions
 from ..resilience.errors import (
     DrainingError,
     EngineDiedError,
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
     from .engine_state import SubmitOptions
-    from .protocol import EngineOptions, FromEngine, Loaded, Prompt, Sampling, ToEngine
+    from .protocol import EngineOptions, FromEngine, Loaded, Prompt, Sampling
 
 __all__ = ["EngineClient", "EngineSnapshot", "EngineState", "start_engine"]
 
@@ -96,6 +99,7 @@ class EngineClient:
     ) -> None:
         self._admission = admission
         self._in_flight = InFlight(crash_budget=endurance.crash_budget)
+        self._convictions = Convictions()
         self._draining = False
         self._ids = itertools.count(1)
         self._last_step: Step | None = None
@@ -189,10 +193,13 @@ class EngineClient:
         Raises:
             DrainingError: The server shuts down.
             EngineUnavailableError: The engine is loading or down.
+            EngineDiedError: A prompt has just ended engine after engine.
             QueueFullError: Batch and queue have not enough free places for all.
             InvalidRequestError: They are more than the server can ever hold.
         """
         self._refuse_unless_ready()
+        for prompt in prompts if self._convictions else ():
+            self._convictions.check(msgpack.encode(prompt), time.monotonic())
         places, tenant = len(prompts) * options.get("n", 1), options.get("tenant", 0)
         self._admission.take(places, tenant)
         flights = [self._flight(prompt, sampling, options) for prompt in prompts]
@@ -237,8 +244,8 @@ class EngineClient:
                 len(verdict.convicted),
             )
         for flight in verdict.convicted:
-            deaths = len(flight.deaths)
-            self._end(flight, EngineDiedError(f"The engine died {deaths} times on this request."))
+            prompt = msgpack.encode(flight.submit.prompt)
+            self._end(flight, self._convictions.convict(prompt, at, deaths=len(flight.deaths)))
         for flight in verdict.left:
             self._end(flight, _cancelled())
         return verdict.pardoned
@@ -262,15 +269,9 @@ class EngineClient:
         return self._in_flight.pending
 
     def exchange(self, change: Callable[[], None]) -> None:
-        """Call ``change`` while nobody writes to the engine."""
+        """Call ``change`` while nobody sends requests to the engine."""
         with self._in_flight.writing():
             change()
-
-    def ask(self, question: ToEngine) -> None:
-        """Write a message, unless that would have to wait."""
-        with self._in_flight.writing_now() as free:
-            if free:
-                self._supervision.write_soon(question)
 
     # -------------------------------------------------------------------------
 

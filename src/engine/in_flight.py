@@ -40,8 +40,8 @@ class Verdict:
     left: tuple[Flight, ...] = ()
     """Those whose clients have gone."""
     pardoned: frozenset[float] = field(default_factory=frozenset)
-    """Times of deaths that happened to one request alone, or whose cause was found, while others
-    wait to go on: the engine may be started again for those."""
+    """Times of deaths whose cause was found, or that happened to one request alone while others wait
+    to go on: the engine may be started again for those."""
 
 
 class InFlight:
@@ -54,7 +54,7 @@ class InFlight:
     def __init__(self, *, crash_budget: int = 2) -> None:
         self._crash_budget = crash_budget
         self._lock = threading.Lock()
-        """Guards everything below; never held while the pipe is written."""
+        """Guards everything below; never held while something is written."""
         self._send_lock = threading.Lock()
         """Orders what is written: a request always before its cancellation."""
         self.busy_since = 0.0
@@ -130,19 +130,9 @@ class InFlight:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Keep all others from writing to the engine."""
+        """Keep all others from sending to the engine."""
         with self._send_lock:
             yield
-
-    @contextlib.contextmanager
-    def writing_now(self) -> Iterator[bool]:
-        """As :meth:`writing`, but the value is False where another thread writes already."""
-        free = self._send_lock.acquire(blocking=False)
-        try:
-            yield free
-        finally:
-            if free:
-                self._send_lock.release()
 
     def remove(self, flight: Flight) -> None:
         """Forget a request that has ended."""
@@ -232,7 +222,7 @@ class InFlight:
 
     def _pardon(self, charged: list[Flight], convicted: tuple[Flight, ...]) -> frozenset[float]:
         """Charge nobody else with the deaths of a request that was alone when it died at last."""
-        if len(charged) != 1 or not convicted or not self._flights:
+        if len(charged) != 1 or not convicted:
             return frozenset()
         (culprit,) = convicted
         for flight in self._flights.values():

@@ -20,7 +20,7 @@ from ..resilience.hang import HangDetector, Health
 from . import protocol
 from .engine_state import EngineState
 from .protocol import Alive, Loaded, LoadFailed, Ping, Started, Step
-from .supervisor import EngineProcess
+from .supervisor import EXIT_SECONDS, EngineProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -32,6 +32,12 @@ if TYPE_CHECKING:
 __all__ = ["Supervision", "Ward"]
 
 _log = logging.getLogger(__name__)
+
+_SPAWN_SECONDS = 1.0
+"""Between two attempts to start a process where the system has no file, memory or thread for it."""
+_SILENT_SECONDS = 1.0
+"""An engine that is at work and has said nothing for so long will not hear that it is to end."""
+_SILENT_PATIENCE = 0.5
 
 
 class Ward(Protocol):
@@ -53,10 +59,7 @@ class Ward(Protocol):
         """Say whether the engine could make progress with anything."""
 
     def exchange(self, change: Callable[[], None]) -> None:
-        """Call ``change`` while nobody writes to the engine."""
-
-    def ask(self, question: ToEngine) -> None:
-        """Write a message, unless the pipe is busy or full."""
+        """Call ``change`` while nobody sends requests to the engine."""
 
 
 class Supervision:
@@ -113,13 +116,8 @@ class Supervision:
         return self._gone.is_set()
 
     def write(self, message: ToEngine) -> None:
-        """Write to the engine; one thread at a time. A broken pipe is the reader's to notice."""
+        """Write to the engine; returns at once. A broken pipe is the reader's to notice."""
         self._process.write(message)
-
-    def write_soon(self, message: ToEngine) -> None:
-        """Write to the engine unless its pipe is full."""
-        if self._process.writable():
-            self._process.write(message)
 
     def wait_ready(self, timeout: float) -> bool:
         """Wait until an engine is ready; False when none will be, or the seconds ran out."""
@@ -135,22 +133,28 @@ class Supervision:
         with self._lock:
             self.state = EngineState.STOPPED
         self._set_gone()
-        self._process.stop()
+        silent = self._ward.has_work() and time.monotonic() - self.progress_at > _SILENT_SECONDS
+        self._process.stop(patience=_SILENT_PATIENCE if silent else EXIT_SECONDS)
         self._reader.join()
         self._watch.join()
-        self._ward.exchange(self._process.connection.close)
+        self._process.close()
 
     # -- the reader thread ----------------------------------------------------
 
     def _run(self) -> None:
         """Read from one engine after the other."""
-        while True:
-            self._read()
-            ending = self._process.describe_end()
-            if not self._start_again(ending, self._lose(ending)):
+        try:
+            while True:
+                self._read()
+                ending = self._process.describe_end()
+                if not self._start_again(ending, self._lose(ending)):
+                    return
+        finally:  # whatever happened: nobody else ends the requests
+            self._settle(EngineState.DOWN)
+            try:
                 self._ward.give_up()
+            finally:
                 self._set_gone()
-                return
 
     def _read(self) -> None:
         """Pass messages on until the pipe ends."""
@@ -205,7 +209,9 @@ class Supervision:
         """Start another engine after a while; False where there is to be none."""
         if delay is None or self._gone.wait(delay):
             return False
-        process = EngineProcess()
+        process = self._spawned()
+        if process is None:
+            return False
         with self._lock:
             wanted = self.state is EngineState.DOWN
             if wanted:
@@ -216,7 +222,7 @@ class Supervision:
         process.start(self._smaller())
 
         def exchange() -> None:
-            self._process.connection.close()
+            self._process.close()
             self._process = process
 
         self._ward.exchange(exchange)
@@ -226,6 +232,25 @@ class Supervision:
         self.on_restart(ending)
         _log.warning("the engine is started again")
         return True
+
+    def _spawned(self) -> EngineProcess | None:
+        """Return a process; None when the server ends before the system has room for one."""
+        reason = self.down_reason
+        told = False
+        while True:
+            try:
+                process = EngineProcess()
+            except (OSError, RuntimeError, MemoryError) as error:
+                kind = type(error).__name__
+                if not told:
+                    _log.exception(
+                        "the engine cannot be started again yet; it is tried each second"
+                    )
+                self.down_reason, told = f"{reason}; no other can be started yet ({kind})", True
+                if self._gone.wait(_SPAWN_SECONDS):
+                    return None
+            else:
+                return process
 
     def _smaller(self) -> EngineOptions:
         """Return what the next engine is told: less at once, if too much may be why this one died."""
@@ -269,4 +294,4 @@ class Supervision:
             _log.error("the engine made no progress for %g s: killed", detector.limit_seconds)
             process.kill_hung()
         elif working is Health.SILENT:
-            self._ward.ask(Ping())
+            process.write_if_free(Ping())

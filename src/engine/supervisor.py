@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -18,14 +17,15 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
+from .pipe_writer import PipeWriter
 from .protocol import EngineOptions, encode, encode_options
 
 if TYPE_CHECKING:
     from .protocol import ToEngine
 
-__all__ = ["EngineProcess"]
+__all__ = ["EXIT_SECONDS", "EngineProcess"]
 
-_EXIT_SECONDS = 3.0
+EXIT_SECONDS = 3.0
 """How long an engine may take to end after its pipe closed before it is killed. One that can still
 do anything ends within two; a second SIGTERM must not wait long for one that cannot."""
 _SPAWNER = ThreadPoolExecutor(1, thread_name_prefix="engine-spawner")
@@ -36,56 +36,63 @@ _SPAWNER = ThreadPoolExecutor(1, thread_name_prefix="engine-spawner")
 class EngineProcess:
     """One engine process and the server's end of its pipe.
 
-    Owned by the engine client. ``connection`` may be written by one thread at
-    a time and read by one thread; :meth:`stop` may be called from any thread.
+    Owned by the engine client. ``connection`` is read by one thread; all else
+    may be called from any thread.
     """
 
     def __init__(self) -> None:
-        """Spawn the process; returns at once. It imports its libraries and waits for :meth:`start`."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = _SPAWNER.submit(_spawn, theirs.fileno()).result()
-        self.connection = Connection(ours.detach())
+        """Spawn the process; returns at once. It imports its libraries and waits for :meth:`start`.
+
+        Raises:
+            OSError: The system has no file, memory or process left.
+            RuntimeError: It has no thread left.
+        """
+        with contextlib.ExitStack() as undo:
+            ours, theirs = socket.socketpair()
+            undo.enter_context(ours)
+            with theirs:
+                self._process = _SPAWNER.submit(_spawn, theirs.fileno()).result()
+            undo.callback(self._kill)
+            self.connection = Connection(ours.detach())
+            undo.callback(self.connection.close)
+            self._writer = PipeWriter(self.connection)
+            undo.pop_all()
         self._hung = False
 
     def start(self, options: EngineOptions) -> None:
         """Tell the process what to load. A process that has died already is seen by the reader."""
-        with contextlib.suppress(OSError):
-            self.connection.send_bytes(encode_options(options))
+        self._writer.write(encode_options(options))
 
     def write(self, message: ToEngine) -> None:
-        """Send one message; one thread at a time. A broken pipe is the reader's to notice."""
-        with contextlib.suppress(OSError):
-            self.connection.send_bytes(encode(message))
+        """Send one message; returns at once. A broken pipe is the reader's to notice."""
+        self._writer.write(encode(message))
 
-    def writable(self) -> bool:
-        """Whether a short message can be written without waiting for the process to read."""
-        pipe = select.poll()
-        try:
-            pipe.register(self.connection.fileno(), select.POLLOUT)
-        except OSError:
-            return False
-        return bool(pipe.poll(0))
+    def write_if_free(self, message: ToEngine) -> None:
+        """Send a short message, unless others wait or the process does not read."""
+        self._writer.write_if_free(encode(message))
 
     def discard(self) -> None:
         """End a process that was never started; nothing is lost with it."""
-        self._process.kill()
-        self._process.wait()
-        self.connection.close()
+        self._kill()
+        self.close()
+
+    def close(self) -> None:
+        """Close our end of the pipe, once the process has ended and nobody reads it any more."""
+        self._shut()
+        self._writer.close()
 
     @property
     def pid(self) -> int:
         """The process id, also after the process has ended."""
         return self._process.pid
 
-    def stop(self) -> None:
-        """Shut the pipe and wait for the end; past the limit the process is killed."""
+    def stop(self, *, patience: float = EXIT_SECONDS) -> None:
+        """Shut the pipe and wait for the end; after ``patience`` seconds the process is killed."""
         self._shut()
         try:
-            self._process.wait(_EXIT_SECONDS)
+            self._process.wait(patience)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self._kill()
 
     def kill_hung(self) -> None:
         """Kill a process that makes no progress; SIGKILL ends one that is stopped, too."""
@@ -104,6 +111,10 @@ class EngineProcess:
             except ValueError:
                 return f"signal {-code}"
         return f"exit code {code}"
+
+    def _kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
 
     def _shut(self) -> None:
         """Shut the socket in both directions, which also wakes a thread that reads it.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from mlx_pharos.engine.client import EngineClient, EngineState, start_engine
+from mlx_pharos.engine.client import EngineClient, start_engine
 from mlx_pharos.engine.engine_state import Endurance
 from mlx_pharos.engine.protocol import TextPrompt
 from mlx_pharos.resilience.errors import EngineDiedError
@@ -113,15 +113,22 @@ def test_a_request_that_kills_every_engine_ends_alone(strict: EngineClient) -> N
     wait_until_idle(strict)
 
 
-def test_the_deaths_of_a_lone_request_count_as_restarts(dangerous_model: Path) -> None:
-    """Nobody is protected by forgetting them, so the third death is the last of two."""
+def test_a_request_that_killed_engines_is_not_tried_again_at_once(dangerous_model: Path) -> None:
+    """Its client sends it once more, as clients do: that costs no engine, and nobody else his."""
     with _running(dangerous_model, limit=2, crash_budget=1) as engine:
-        with pytest.raises(EngineDiedError):
+        with pytest.raises(EngineDiedError, match="2 times") as first:
             generate(engine, f"die {KILLS}")
         assert engine.wait_ready(15), engine.down_reason
+        for _ in range(3):
+            with pytest.raises(EngineDiedError, match="not tried again") as again:
+                generate(engine, f"die {KILLS}")
+        assert 50 < (again.value.retry_after or 0) <= (first.value.retry_after or 0) == 60
+        assert engine.restarts == 2
+        # Its deaths have a cause that is dealt with: an accident may still happen.
         os.kill(engine.pid, signal.SIGKILL)
-        assert engine.wait_gone(10)
-        assert (EngineState.DOWN, 2) == (engine.state, engine.restarts)
+        wait_until(lambda: engine.restarts == 3)
+        assert engine.wait_ready(15), engine.down_reason
+        assert generate(engine, "afterwards", max_tokens=3).finishes
 
 
 def test_a_step_that_never_returns_is_a_death(watched: EngineClient) -> None:
