@@ -6,6 +6,7 @@ import resource
 import signal
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 from support.asks import Ask
@@ -76,6 +77,29 @@ def test_killed_twice(tiny_model: Path, examine: Callable[[Patient], Examination
             server.engine.kill()
         examination.judge(load)
         assert 2 == server.total("pharos_engine_restarts_total")
+
+
+@pytest.mark.battery
+def test_killed_with_no_file_left(
+    tiny_model: Path, examine: Callable[[Patient], Examination]
+) -> None:
+    """No descriptor is left for another engine at first: it is started as soon as there is one."""
+    with patient(tiny_model, *_NARROW) as server:
+        examination = examine(server)
+        asks = examination.draw(10, tokens=400)
+        process = psutil.Process(server.pid)
+        before = process.rlimit(resource.RLIMIT_NOFILE)
+        with examination.load(asks, probe=False, held=True) as load:
+            load.wait_for_text(20)
+            process.rlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+            server.engine.kill()
+            server.wait_for(
+                lambda: any("cannot be started again yet" in line for line in server.log),
+                "an attempt to start another engine",
+            )
+            process.rlimit(resource.RLIMIT_NOFILE, before)
+        examination.judge(load)
+        assert 1 == server.total("pharos_engine_restarts_total")
 
 
 @pytest.mark.battery
