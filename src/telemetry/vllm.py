@@ -91,7 +91,8 @@ def _counts(value: str | None, wanted: tuple[str, ...]) -> bool:
 
 
 def _model(sample: Sample | HistogramSample, model: str) -> str:
-    return sample.labels.get("model") or sample.labels.get("gen_ai_request_model") or model
+    """Return the name that stands for the model in every family, whatever name a client used."""
+    return sample.labels.get("model") or sample.labels.get("gen_ai_response_model") or model
 
 
 def _sum(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from support.client import wait_until
 from support.promtool import VLLM_COLONS, promtool_findings
 
 if TYPE_CHECKING:
@@ -40,6 +42,29 @@ def test_vllms_names_are_clean_but_for_their_colons(compatible: RunningServer) -
     findings = promtool_findings(_scrape(compatible, "/metrics"))
     assert findings
     assert [] == [each for each in findings if not VLLM_COLONS.fullmatch(each)]
+
+
+def test_one_model_under_two_names_has_one_name_under_vllms(
+    tiny_model: Any, serving: Callable[..., Any]
+) -> None:
+    """Counters and histograms agree on the model's name, whatever name the clients used."""
+
+    def samples() -> list[Any]:
+        text = running.get("/metrics").body.decode()
+        families = text_string_to_metric_families(text)
+        return [sample for family in families for sample in family.samples]
+
+    def counts(name: str) -> list[float]:
+        return [sample.value for sample in samples() if sample.name == name]
+
+    with serving(tiny_model, vllm_names=True) as running:
+        for name in running.options.served_model_names:
+            assert 200 == running.chat(model=name, max_tokens=4).status
+        # A record is made after the last byte: the last one may be in the making.
+        wait_until(lambda: counts("vllm:request_success_total") == [2])
+        assert [2] == counts("vllm:e2e_request_latency_seconds_count")
+        names = {each.labels["model_name"] for each in samples() if each.name.startswith("vllm:")}
+        assert {"tiny"} == names
 
 
 def test_the_legacy_text_can_be_read(server: RunningServer) -> None:
