@@ -156,7 +156,9 @@ def metrics_page() -> str:
         for each in instruments:
             parts += _instrument(each)
     rows = ["| vLLM | from |", "| --- | --- |"]
-    rows += [f"| `{each.name}` | `{each.instrument}` |" for each in ALIASES]
+    for alias in ALIASES:
+        share = f", as a share of `{alias.out_of}`" if alias.out_of else ""
+        rows.append(f"| `{alias.name}` | `{alias.instrument}`{share} |")
     return "\n".join([*parts, _VLLM, *rows, ""])
 
 

@@ -203,13 +203,14 @@ class _Engine:
         return lambda: [Reading(read(), {a.TIER.name: "ram"})]
 
     def ledger_reserved(self) -> float | None:
-        """What is promised to requests; unknown where nothing is limited."""
+        """What is promised to requests; unknown as long as the limit is."""
         figures = self._engine.snapshot().figures
-        return figures.ledger_reserved_bytes if figures.ledger_limit_bytes else None
+        return None if self.ledger_limit() is None else figures.ledger_reserved_bytes
 
     def ledger_limit(self) -> float | None:
-        """What may be promised; unknown before the engine has said so."""
-        return self._engine.snapshot().figures.ledger_limit_bytes or None
+        """What may be promised; unknown before an engine has loaded the model."""
+        loaded = self._engine.loaded
+        return loaded.ledger_limit_bytes if loaded is not None else None
 
     def kv_usage(self) -> float:
         """The share of the allocated KV state that holds tokens; 0 where none is allocated."""

@@ -28,15 +28,18 @@ class Alias:
     """Labels and the values that count; an empty tuple: only where the label is absent."""
     keep: tuple[tuple[str, str], ...] = ()
     """Labels to keep beside ``model_name``, and vLLM's name for each."""
+    out_of: str = ""
+    """The instrument of the whole, where vLLM has a share."""
 
 
 _INPUT = (("type", ("input_computed", "input_cached")),)
 _OK = (("error_type", ()),)
+_NOTHING = Family("", "gauge", "", "")
 
 ALIASES = (
     Alias("vllm:num_requests_running", "pharos.requests.running"),
     Alias("vllm:num_requests_waiting", "pharos.requests.queued"),
-    Alias("vllm:kv_cache_usage_perc", "pharos.kv.usage"),
+    Alias("vllm:kv_cache_usage_perc", "pharos.ledger.reserved", out_of="pharos.ledger.limit"),
     Alias("vllm:prefix_cache_queries", "pharos.tokens", _INPUT),
     Alias("vllm:prefix_cache_hits", "pharos.tokens", (("type", ("input_cached",)),)),
     Alias("vllm:prompt_tokens", "pharos.tokens", _INPUT),
@@ -68,11 +71,27 @@ def add_aliases(families: Iterable[Family], model: str) -> Iterator[Family]:
         model: The served name for series that carry none.
     """
     by_name = {family.name: family for family in families}
+
+    def find(instrument: str) -> Family:
+        return by_name.get(BY_NAME[instrument].prometheus_family, _NOTHING)
+
     for alias in ALIASES:
-        found = by_name.get(BY_NAME[alias.instrument].prometheus_family)
-        renamed = _renamed(alias, found, model) if found is not None else None
-        if renamed is not None and renamed.samples:
+        found = find(alias.instrument)
+        if alias.out_of:
+            found = _share(found, find(alias.out_of))
+        renamed = _renamed(alias, found, model)
+        if renamed.samples:
             yield renamed
+
+
+def _share(part: Family, whole: Family) -> Family:
+    """Divide a gauge without labels by another one."""
+    shares: list[Sample | HistogramSample] = [
+        Sample({}, some.value / every.value)
+        for some, every in zip(part.samples, whole.samples, strict=False)
+        if isinstance(some, Sample) and isinstance(every, Sample) and every.value
+    ]
+    return Family(part.name, part.kind, f"{part.text} Here as a share. {whole.text}", "", shares)
 
 
 def _renamed(alias: Alias, family: Family, model: str) -> Family:

@@ -47,7 +47,9 @@ def test_vllms_names_are_clean_but_for_their_colons(compatible: RunningServer) -
 def test_one_model_under_two_names_has_one_name_under_vllms(
     tiny_model: Any, serving: Callable[..., Any]
 ) -> None:
-    """Counters and histograms agree on the model's name, whatever name the clients used."""
+    """Counters and histograms agree on the model's name, whatever name the clients used; and before
+    the first of them the share of memory in use is there, and 0.
+    """
 
     def samples() -> list[Any]:
         text = running.get("/metrics").body.decode()
@@ -58,6 +60,7 @@ def test_one_model_under_two_names_has_one_name_under_vllms(
         return [sample.value for sample in samples() if sample.name == name]
 
     with serving(tiny_model, vllm_names=True) as running:
+        assert [0] == counts("vllm:kv_cache_usage_perc")
         for name in running.options.served_model_names:
             assert 200 == running.chat(model=name, max_tokens=4).status
         # A record is made after the last byte: the last one may be in the making.

@@ -61,7 +61,9 @@ def _use_all(instruments: Instruments) -> None:
         if spec.kind in {Kind.GAUGE, Kind.UP_DOWN, Kind.OBSERVABLE_COUNTER} and (
             name != "pharos.telemetry.dropped"
         ):
-            instruments.observe(name, lambda values=values: [Reading(1.5, values)])
+            value = 6.0 if name == "pharos.ledger.limit" else 1.5
+            reading = Reading(value, values)
+            instruments.observe(name, lambda reading=reading: [reading])
     for made in vars(instruments).values():
         if isinstance(made, Histogram | FoldedFamily):
             made.record(0.3, _values(made.name))  # type: ignore[union-attr]
@@ -290,7 +292,7 @@ def test_vllm_names_are_optional() -> None:
             assert {
                 "num_requests_running": 1.5,
                 "num_requests_waiting": 1.5,
-                "kv_cache_usage_perc": 1.5,
+                "kv_cache_usage_perc": 0.25,
                 "prompt_tokens_total": 42,
                 "prefix_cache_hits_total": 30,
                 "generation_tokens_total": 7,
