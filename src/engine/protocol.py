@@ -323,7 +323,9 @@ class StepFigures(Value):
     prompt_cache_bypasses: int = 0
     """Prompts that were not looked up because the cache is off, since start."""
     prompt_cache_evictions: int = 0
-    """Entries that made room for others, since start."""
+    """Entries that made room for newer ones, since start."""
+    prompt_cache_memory_evictions: int = 0
+    """Entries that went because requests or the machine needed their memory, since start."""
     ledger_limit_bytes: int = 0
     """What may be promised to requests; the prompt cache may have what is not."""
     ledger_reserved_bytes: int = 0

@@ -51,7 +51,7 @@ class StepFolder:
         """When each running sequence got its last token, by request and choice."""
         self._told = _Counts()
         """What this engine has told."""
-        self._evictions = self._preemptions = 0
+        self._evictions = self._memory_evictions = self._preemptions = 0
         """Of all engines."""
         instruments.observe("pharos.prompt_cache.evictions", self._read_evictions)
         instruments.observe("pharos.requests.preempted", lambda: self._preemptions)
@@ -107,6 +107,7 @@ class StepFolder:
             step.prompt_cache_misses,
             figures.prompt_cache_bypasses,
             figures.prompt_cache_evictions,
+            figures.prompt_cache_memory_evictions,
             figures.preemptions,
         )
         before = self._told
@@ -117,10 +118,13 @@ class StepFolder:
         self._collector.record_cache_miss(now.misses - before.misses)
         self._collector.record_cache_bypass(now.bypasses - before.bypasses)
         self._evictions += now.evictions - before.evictions
+        self._memory_evictions += now.memory_evictions - before.memory_evictions
         self._preemptions += now.preemptions - before.preemptions
 
     def _read_evictions(self) -> Iterable[Reading]:
-        yield Reading(self._evictions, {a.TIER.name: "ram", a.EVICTION_KIND.name: "capacity"})
+        kinds = {"capacity": self._evictions, "memory": self._memory_evictions}
+        for kind, count in kinds.items():
+            yield Reading(count, {a.TIER.name: "ram", a.EVICTION_KIND.name: kind})
 
 
 class _Counts(NamedTuple):
@@ -130,6 +134,7 @@ class _Counts(NamedTuple):
     misses: int = 0
     bypasses: int = 0
     evictions: int = 0
+    memory_evictions: int = 0
     preemptions: int = 0
 
 

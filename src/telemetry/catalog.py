@@ -214,7 +214,8 @@ _PROMPT_CACHE = (
     _gauge("pharos.prompt_cache.limit", "By", "KV state that the entries may hold.", a.TIER),
     _total(
         "pharos.prompt_cache.evictions", "{entry}",
-        "Entries that made room.", a.TIER, a.EVICTION_KIND,
+        "Entries that went: to make room for newer ones (capacity), or because requests or the machine "
+        "needed their memory.", a.TIER, a.EVICTION_KIND,
     ),
     _counter(
         "pharos.prompt_cache.errors", "{error}",

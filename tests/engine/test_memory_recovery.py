@@ -30,10 +30,12 @@ def test_after_an_allocation_failed_everything_goes_on(
     GreedyRunner.failures = 1
     engine.step(1)
     assert 0 == len(engine.cache)
+    assert (0, 1) == (engine.cache.evictions, engine.cache.memory_evictions)
     assert (32, 4) == (engine.guard.size.prefill_step, engine.guard.size.batch)
     engine.step(1)
     assert engine.guard.size == engine.scheduler._runner.size
     engine.step(2000)
+    assert 1 == engine.steps[-1].figures.prompt_cache_memory_evictions
     assert ["buffer_cache", "prompt_cache", "shrink"] == [each.action for each in engine.reclaims]
     assert all(each.before_bytes > 0 and each.after_bytes > 0 for each in engine.reclaims)
     for request_id in (1, 2, 3):

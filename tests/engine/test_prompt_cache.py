@@ -169,8 +169,8 @@ def test_bytes_counted_are_bytes_held() -> None:
 
 
 def test_evictions_and_bypasses_are_counted() -> None:
-    """An entry that makes room is an eviction, one that a longer one replaces is not; a cache that
-    is off has bypasses, and neither hits nor misses.
+    """An entry that makes room is an eviction, one that a longer one replaces is not; one whose
+    memory is needed counts apart; a cache that is off has bypasses, and neither hits nor misses.
     """
     cache = PromptCache(limit_bytes=100 * _BYTES_PER_TOKEN)
     cache.store(_entry(list(range(50))))
@@ -178,6 +178,8 @@ def test_evictions_and_bypasses_are_counted() -> None:
     assert (1, 0) == (len(cache), cache.evictions)
     cache.store(_entry(list(range(100, 160))))
     assert (1, 1) == (len(cache), cache.evictions)
+    cache.allow(0)
+    assert (0, 1, 1) == (len(cache), cache.evictions, cache.memory_evictions)
     off = PromptCache(limit_bytes=0)
     assert off.lookup(list(range(50))) is None
     assert (0, 0, 1) == (off.hits, off.misses, off.bypasses)

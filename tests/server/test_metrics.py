@@ -284,6 +284,7 @@ def test_what_the_engine_says_of_memory_shows() -> None:
                 measured_bytes=80,
                 preemptions=preemptions,
                 prompt_cache_evictions=preemptions,
+                prompt_cache_memory_evictions=preemptions + 1,
                 reclaims=(Reclaim("prompt_cache", 900, 700), Reclaim("refuse", 700, 700)),
             )
             folder(msgspec.structs.replace(_step(0), figures=figures))
@@ -294,6 +295,7 @@ def test_what_the_engine_says_of_memory_shows() -> None:
     assert 'pharos_memory_reclaimed_bytes_total{action="refuse"} 0.0' in lines
     assert "pharos_requests_preempted_total 5.0" in lines
     assert 'pharos_prompt_cache_evictions_total{tier="ram",kind="capacity"} 3.0' in lines
+    assert 'pharos_prompt_cache_evictions_total{tier="ram",kind="memory"} 4.0' in lines
     assert 'pharos_ledger_prediction_ratio_bucket{le="0.8"} 2' in lines
     assert 'pharos_ledger_prediction_ratio_bucket{le="0.7"} 0' in lines
 

@@ -83,6 +83,7 @@ class StepMeter:
             kv_reserved_bytes=reserved,
             prompt_cache_bypasses=self._prompt_cache.bypasses,
             prompt_cache_evictions=self._prompt_cache.evictions,
+            prompt_cache_memory_evictions=self._prompt_cache.memory_evictions,
             prompt_cache_health=self._guarded_cache.health,
             ledger_limit_bytes=guard.ledger.limit_bytes,
             ledger_reserved_bytes=guard.ledger.reserved_bytes,

@@ -49,6 +49,8 @@ class PromptCache:
         self.misses = 0
         self.bypasses = 0
         """Prompts that were not looked up because the cache is off."""
+        self.memory_evictions = 0
+        """Entries that went because requests or the machine needed their memory."""
         self._evicted = 0
         """By indexes that were given up."""
         self._order = _Order()
@@ -62,12 +64,14 @@ class PromptCache:
         """Keep at most so many bytes from now on, within the limit; older entries make room."""
         self._entries.max_bytes = min(max(size, 0), self.limit_bytes)
         if self._entries.nbytes > self._entries.max_bytes:
+            before = self._order.evictions
             self._entries.trim_to(n_bytes=self._entries.max_bytes)
+            self.memory_evictions += self._order.evictions - before
 
     @property
     def evictions(self) -> int:
-        """Entries that made room; one that a longer one replaced does not count."""
-        return self._evicted + self._order.evictions
+        """Entries that made room for newer ones; one that a longer one replaced does not count."""
+        return self._evicted + self._order.evictions - self.memory_evictions
 
     @property
     def size_bytes(self) -> int:
