@@ -312,7 +312,7 @@ class StepFigures(Value):
     seconds: float = 0.0
     """How long the runner took."""
     batch_size: int = 0
-    """Sequences that were in it."""
+    """Sequences that were in the step; 0 where the runner ran none to its end."""
     mlx_active_bytes: int = 0
     mlx_cache_bytes: int = 0
     mlx_peak_bytes: int = 0

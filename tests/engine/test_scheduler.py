@@ -138,6 +138,10 @@ def test_failed_step_ends_what_ran_and_nothing_else(bench: _Bench) -> None:
     bench.step(4)
     assert bench.pipe.of(1, Delta)
     _FailingRunner.fails = True
+    bench.step(1)
+    failed = bench.pipe.steps[-1]
+    assert [Failed, Failed] == [type(event) for event in failed.events]
+    assert (0, 0) == (failed.figures.batch_size, failed.figures.seconds)  # no step of 0 s
     bench.step(30)
     assert [1, 1, 0] == [len(bench.pipe.of(request_id, Failed)) for request_id in (1, 2, 3)]
     assert [0, 0, 1] == [len(bench.pipe.of(request_id, Finish)) for request_id in (1, 2, 3)]

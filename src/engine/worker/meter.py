@@ -41,15 +41,15 @@ class StepMeter:
         self._kv = (0, 0)
         self._kv_at = 0.0
 
-    def begin(self, batch_size: int) -> None:
-        """Start the clock of a step with so many sequences in it."""
-        self._batch_size = batch_size
+    def begin(self) -> None:
+        """Start the clock of a step."""
         self._spell.note(self._guard.ledger.reserved_bytes, self._prompt_cache.size_bytes)
         self._began = time.monotonic()
 
-    def end(self) -> None:
-        """Stop the clock."""
+    def end(self, batch_size: int) -> None:
+        """Stop the clock of a step with so many sequences in it; one that failed is none."""
         self._seconds = time.monotonic() - self._began
+        self._batch_size = batch_size
 
     def report(self, events: tuple[StepEvent, ...], runner: Runner, *, running: int) -> Step:
         """Return the message of a step."""

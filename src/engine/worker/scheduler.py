@@ -255,9 +255,9 @@ class Scheduler:
         failure: Exception | None = None
         try:
             self._before_step()
-            self._meter.begin(len(self._running))
+            self._meter.begin()
             step = self._runner.step()
-            self._meter.end()
+            self._meter.end(len(self._running))
             for chunk in step.prefilled:
                 self._prefilled(chunk)
             self._sampled(step)
