@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from flask import Response, g, request
+from flask import Response, current_app, g, request
 
 from ..resilience.errors import RouteNotFoundError
 from .auth import ANONYMOUS, check_api_key
@@ -86,7 +86,8 @@ class _Gate:
         else:
             self._hosts.check(host)
         self._origins.check(origin, host)
-        if request.method == "OPTIONS" and "Access-Control-Request-Method" in headers:
+        asks = origin is not None and "Access-Control-Request-Method" in headers
+        if request.method == "OPTIONS" and asks:
             return _preflight()
         if path.startswith("/v1/") and path not in METRICS_PATHS:
             g.tenant = check_api_key(headers.get("Authorization", ""), self._keys)
@@ -105,10 +106,13 @@ class _Gate:
 
 
 def _preflight() -> Response:
-    """Allow what the page asks for; its origin was judged, and the request itself will be."""
+    """Tell a page the route's methods; its origin was judged, and the request itself will be."""
+    methods = current_app.make_default_options_response().allow
+    if not methods and request.routing_exception is not None:
+        raise request.routing_exception
     asked = request.headers
     response = Response(status=204)
-    response.headers["Access-Control-Allow-Methods"] = "GET, HEAD, POST, OPTIONS"
+    response.headers["Access-Control-Allow-Methods"] = ", ".join(sorted(methods))
     names = asked.get("Access-Control-Request-Headers", "")
     if _HEADER_NAMES.fullmatch(names):
         response.headers["Access-Control-Allow-Headers"] = names

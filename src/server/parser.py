@@ -15,6 +15,7 @@ from waitress.utilities import BadRequest, Error, RequestEntityTooLarge
 
 from ..resilience.errors import AuthenticationError, StorageFullError
 from .auth import check_api_key
+from .metrics import METRICS_PATHS
 
 if TYPE_CHECKING:
     from waitress.adjustments import Adjustments
@@ -137,7 +138,7 @@ class Parser(HTTPRequestParser):
         if self.content_length > self._options.max_body_bytes:
             return RequestEntityTooLarge("declared")
         path: str = vars(self)["path"]
-        if path.startswith("/v1/"):
+        if path.startswith("/v1/") and path not in METRICS_PATHS:
             try:
                 check_api_key(self.headers.get("AUTHORIZATION", ""), self._options.api_keys)
             except AuthenticationError as error:

@@ -120,7 +120,7 @@ def test_an_allowed_page_gets_through_preflight_request_and_errors(cors: Running
     )
     assert (204, PAGE) == (preflight.status, preflight.headers["Access-Control-Allow-Origin"])
     assert asked == preflight.headers["Access-Control-Allow-Headers"]
-    assert "POST" in preflight.headers["Access-Control-Allow-Methods"]
+    assert "OPTIONS, POST" == preflight.headers["Access-Control-Allow-Methods"]
     for answer in (
         cors.request(
             "GET", "/v1/models", headers={"Origin": PAGE, "Authorization": "Bearer secret"}
@@ -132,3 +132,29 @@ def test_an_allowed_page_gets_through_preflight_request_and_errors(cors: Running
         assert "Origin" in answer.headers["Vary"]
     for unknown in ("https://chat.example.org:8443", "http://chat.example.org"):
         assert 403 == cors.request("GET", "/livez", headers={"Origin": unknown}).status
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "methods"),
+    [
+        ("/v1/metrics", 204, "GET, HEAD"),
+        ("/metrics", 204, "GET, HEAD"),
+        ("/v1/models", 204, "GET, HEAD, OPTIONS"),
+        ("/v1/nowhere", 404, None),
+    ],
+)
+def test_a_preflight_tells_what_the_route_takes(
+    cors: RunningServer, path: str, status: int, methods: str | None
+) -> None:
+    """Each route has its own methods, and one that does not exist has none."""
+    headers = {"Origin": PAGE, "Access-Control-Request-Method": "POST"}
+    answer = cors.request("OPTIONS", path, headers=headers)
+    told = answer.headers["Access-Control-Allow-Methods"]
+    assert (status, methods) == (answer.status, told)
+
+
+def test_without_an_origin_there_is_no_preflight(server: RunningServer) -> None:
+    """What no page sends is a request like any other: here one whose method the route lacks."""
+    headers = {"Access-Control-Request-Method": "GET"}
+    answer = server.request("OPTIONS", "/v1/metrics", headers=headers)
+    assert (405, "GET, HEAD") == (answer.status, answer.headers["Allow"])

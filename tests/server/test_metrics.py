@@ -157,12 +157,16 @@ def test_formats_and_categories(server: RunningServer) -> None:
 
 @pytest.mark.parametrize("path", ["/metrics", "/v1/metrics"])
 def test_the_metrics_key_opens_and_no_other(keyed: RunningServer, path: str) -> None:
-    """With a metrics key it is needed, also on this machine; the API key is another one."""
+    """With a metrics key it is needed, also on this machine; the API key is another one, which
+    nobody asks for here, whatever the method is.
+    """
     for authorization in ("", "Bearer wrong", "Bearer api-s3cret", f"Basic {KEY}"):
         answer = keyed.request("GET", path, headers={"Authorization": authorization})
         assert (403, "metrics_forbidden") == (answer.status, answer.error["code"])
         assert KEY.encode() not in answer.body
-    assert 200 == keyed.request("GET", path, headers={"Authorization": f"Bearer {KEY}"}).status
+    bearer = {"Authorization": f"Bearer {KEY}"}
+    assert 200 == keyed.request("GET", path, headers=bearer).status
+    assert 405 == keyed.request("POST", path, b"{}", headers=bearer).status
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/v1/metrics"])
