@@ -40,6 +40,7 @@ class _Tokens:
             self._offset += len(self._decoder.decode(token.raw))
             if self._alternatives:
                 tops = {_name(top.text, top.raw): finite(top.logprob) for top in token.top}
+                tops.setdefault(text, lists["token_logprobs"][-1])  # OpenAI: up to one more
                 lists["top_logprobs"].append(tops)
         if gain.ending is not None:
             # The tokens of a stop string, and of the end itself, have no place in the text.

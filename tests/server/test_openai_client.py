@@ -256,6 +256,19 @@ def test_completion_logprobs(client: openai.OpenAI) -> None:
             assert choice.text[offset:].startswith(token)
 
 
+def test_completion_logprobs_have_the_token_itself(client: openai.OpenAI) -> None:
+    """Also one that was drawn although others were likelier: it comes on top of what was asked for."""
+    answer = client.completions.create(
+        model="tiny", prompt="Hello", max_tokens=30, temperature=2, seed=3, logprobs=1
+    )
+    logprobs = answer.choices[0].logprobs
+    assert logprobs
+    tops = logprobs.top_logprobs or []
+    drawn = zip(logprobs.tokens or [], logprobs.token_logprobs or [], tops, strict=True)
+    assert all(likeliest.get(token) == value for token, value, likeliest in drawn)
+    assert {1, 2} == {len(likeliest) for likeliest in tops}
+
+
 def test_models(client: openai.OpenAI) -> None:
     """Every served name is listed, and found by itself, slashes included."""
     assert ["tiny", "org/other"] == [model.id for model in client.models.list()]
