@@ -242,6 +242,8 @@ class TokenLogprob(Value):
     raw: bytes
     logprob: float
     top: tuple[TopLogprob, ...]
+    begin: int = 0
+    """Characters of the sequence's text before it, held back ones included."""
 
 
 class Delta(Message):

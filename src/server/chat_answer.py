@@ -6,6 +6,7 @@ left one string to encode and three to join.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
 from .json_text import encode_json, finite, usage_json
@@ -30,13 +31,14 @@ class ChatAnswer:
         self._logprobs: list[list[dict[str, Any]]] | None = None
         if logprobs:
             self._logprobs = [[] for _ in range(choices)]
+        self._scores = [_Scores() for _ in range(choices)]
 
     def add(self, gains: Iterable[Gain]) -> None:
         """Take what the choices gained."""
         for gain in gains:
             self._texts[gain.choice].append(gain.text)
             if self._logprobs is not None:
-                self._logprobs[gain.choice].extend(map(_token_logprob, gain.logprobs))
+                self._logprobs[gain.choice] += self._scores[gain.choice].take(gain)
             if gain.ending is not None:
                 self._endings[gain.choice] = gain.ending
 
@@ -84,7 +86,7 @@ class ChatStream:
         )
         self._head = b"data: " + start[:-1] + b',"choices":['
         self._tail = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
-        self._logprobs = logprobs
+        self._scores = [_Scores() for _ in range(choices)] if logprobs else None
         self._open = [
             self._head + b'{"index":%d,"delta":{"content":' % index for index in range(choices)
         ]
@@ -99,8 +101,9 @@ class ChatStream:
         """Return the chunks for what the choices gained; empty where nothing can be shown yet."""
         parts: list[bytes] = []
         for gain in gains:
-            if self._logprobs and gain.logprobs:
-                parts += (self._open[gain.choice], encode_json(gain.text), self._scored(gain))
+            scores = self._scores[gain.choice].take(gain) if self._scores else []
+            if scores:
+                parts += (self._open[gain.choice], encode_json(gain.text), self._scored(scores))
             elif gain.text:
                 parts += (self._open[gain.choice], encode_json(gain.text), self._close)
             if gain.ending is not None:
@@ -111,8 +114,8 @@ class ChatStream:
         """Return the chunk that carries the usage."""
         return self._head + b'],"usage":' + usage_json(usage) + b"}\n\n"
 
-    def _scored(self, gain: Gain) -> bytes:
-        logprobs = {"content": [_token_logprob(token) for token in gain.logprobs], "refusal": None}
+    def _scored(self, scores: list[dict[str, Any]]) -> bytes:
+        logprobs = {"content": scores, "refusal": None}
         return b'},"logprobs":' + encode_json(logprobs) + b',"finish_reason":null}' + self._tail
 
     def _end(self, gain: Gain) -> bytes:
@@ -121,6 +124,28 @@ class ChatStream:
             encode_json(gain.ending),
         )
         return self._head + choice + self._tail
+
+
+class _Scores:
+    """The log probabilities of a choice, each with the text that its token has a part in.
+
+    They wait for text that is held back, and go with text that a stop string cut off.
+    """
+
+    def __init__(self) -> None:
+        self._length = 0
+        """Of the choice's text so far."""
+        self._held: list[TokenLogprob] = []
+
+    def take(self, gain: Gain) -> list[dict[str, Any]]:
+        """Take what the choice gained, and return what is due as OpenAI has it."""
+        self._length += len(gain.text)
+        self._held += gain.logprobs
+        due = bisect_left(self._held, self._length, key=lambda token: token.begin)
+        if gain.ending == "length":
+            due = len(self._held)  # nothing was cut: they have no text
+        taken, self._held = self._held[:due], self._held[due:]
+        return [_token_logprob(token) for token in taken]
 
 
 def _token_logprob(token: TokenLogprob) -> dict[str, Any]:

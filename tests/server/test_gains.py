@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from mlx_pharos.engine.protocol import TokenLogprob
+from mlx_pharos.server.chat_answer import ChatAnswer, ChatStream
 from mlx_pharos.server.completion_answer import CompletionAnswer, CompletionStream
 from mlx_pharos.server.envelope import Envelope
 from mlx_pharos.server.run import Gain, TokenUsage
@@ -14,8 +17,6 @@ from mlx_pharos.telemetry.record import GenerationDraft
 from support.client import chat_body, events
 
 if TYPE_CHECKING:
-    import pytest
-
     from support.client import RunningServer
 
 
@@ -32,6 +33,7 @@ GAINS = [
     gain("", b"STOP", b"more", ending="stop"),
 ]
 OFFSETS = [0, 0, 1, 2, 2]
+EMPTY: dict[str, Any] = {"content": []}
 
 
 def test_offsets_are_those_of_the_text() -> None:
@@ -53,6 +55,34 @@ def test_offsets_of_a_stream_are_the_same() -> None:
     scored = [event["choices"][0]["logprobs"] for event in events(chunks)]
 
     assert OFFSETS == [each for one in scored if one for each in one["text_offset"]]
+
+
+@pytest.mark.parametrize(
+    ("ending", "expected"), [("stop", ["é", "b"]), ("length", ["é", "b", "STOP", ""])]
+)
+def test_a_chat_has_the_log_probabilities_of_its_text(ending: Any, expected: list[str]) -> None:
+    """They come with the text; those of a stop string never do, and where nothing was cut all do."""
+    scored = [("é", 0), ("b", 1), ("STOP", 2), ("", 2 if ending == "stop" else 6)]
+    tokens = [TokenLogprob(7, text, text.encode(), -1.0, (), begin) for text, begin in scored]
+    gains = [
+        Gain(0, "", (tokens[0],)),
+        Gain(0, "éb", (tokens[1], tokens[2])),
+        Gain(0, "" if ending == "stop" else "STOP", (tokens[3],), ending),
+    ]
+    stream = ChatStream(Envelope("m"), 1, logprobs=True, include_usage=False)
+    parts = [stream.chunks([each]) for each in gains]
+    assert b"" == parts[0]
+    assert expected[:2] == _tokens(parts[1])
+    assert expected[2:] == _tokens(parts[2])
+    answer = ChatAnswer(Envelope("m"), 1, logprobs=True)
+    answer.add(gains)
+    (choice,) = json.loads(answer.body(TokenUsage()))["choices"]
+    assert expected == [token["token"] for token in choice["logprobs"]["content"]]
+
+
+def _tokens(chunks: bytes) -> list[str]:
+    choices = [event["choices"][0] for event in events(chunks + b"data: [DONE]\n\n")]
+    return [token["token"] for each in choices for token in (each["logprobs"] or EMPTY)["content"]]
 
 
 def test_choices_that_read_what_the_first_has_stored_are_not_cached(server: RunningServer) -> None:

@@ -171,6 +171,28 @@ def test_streamed_logprobs_are_those_of_the_plain_answer(client: openai.OpenAI) 
     )
 
 
+def test_logprobs_are_those_of_the_content(client: openai.OpenAI) -> None:
+    """A stop string that spans tokens takes theirs along, and none is streamed before its text."""
+    fields: dict[str, Any] = {"model": "tiny", "messages": HELLO, "temperature": 0}
+    fields |= {"max_tokens": 40, "logprobs": True}
+    whole = client.chat.completions.create(**fields).choices[0].message.content
+    assert whole
+    fields["stop"] = whole[10:13]
+
+    choice = client.chat.completions.create(**fields).choices[0]
+    assert "stop" == choice.finish_reason
+    assert choice.logprobs
+    tokens = [token.token for token in choice.logprobs.content or []]
+    assert choice.message.content == "".join(tokens)
+    text = scored = ""
+    for chunk in client.chat.completions.create(**fields, stream=True):
+        delta, logprobs = chunk.choices[0].delta, chunk.choices[0].logprobs
+        text += delta.content or ""
+        scored += "".join(token.token for token in (logprobs and logprobs.content) or [])
+        assert text == scored
+    assert choice.message.content == text
+
+
 @pytest.mark.parametrize("as_list", [False, True])
 def test_stop_strings_end_the_answer_and_are_not_part_of_it(
     client: openai.OpenAI, as_list: bool

@@ -20,17 +20,17 @@ __all__ = ["LogprobRequest", "read_logprobs", "step_logprobs"]
 _LOWEST = -9999.0
 """What OpenAI sends for a token that is out of reach; JSON has no minus infinity."""
 
-LogprobRequest = tuple[int, mx.array, int]
-"""Token id, log probabilities of shape (vocabulary,), number of alternatives."""
+LogprobRequest = tuple[int, mx.array, int, int]
+"""Token id, log probabilities of shape (vocabulary,), number of alternatives, characters before."""
 
 
 def read_logprobs(wanted: list[LogprobRequest], vocabulary: Vocabulary) -> list[TokenLogprob]:
     """Return the log probability of each token, with its most likely alternatives first."""
     if not wanted:
         return []
-    rows = mx.stack([row for _, row, _ in wanted]).astype(mx.float32)
-    chosen = mx.take_along_axis(rows, mx.array([[token] for token, _, _ in wanted]), axis=-1)
-    width = min(max(top for _, _, top in wanted), rows.shape[-1])
+    rows = mx.stack([row for _, row, *_ in wanted]).astype(mx.float32)
+    chosen = mx.take_along_axis(rows, mx.array([[token] for token, *_ in wanted]), axis=-1)
+    width = min(max(top for _, _, top, _ in wanted), rows.shape[-1])
     best: list[list[int]] = [[] for _ in wanted]
     values: list[list[float]] = [[] for _ in wanted]
     if width:
@@ -43,9 +43,10 @@ def read_logprobs(wanted: list[LogprobRequest], vocabulary: Vocabulary) -> list[
             token,
             own[index][0],
             _alternatives(best[index][:top], values[index][:top], vocabulary),
+            begin,
             vocabulary,
         )
-        for index, (token, _, top) in enumerate(wanted)
+        for index, (token, _, top, begin) in enumerate(wanted)
     ]
 
 
@@ -55,10 +56,16 @@ def step_logprobs(
     """Return the log probabilities of a step's tokens where they were asked for, by runner's key."""
     wanted: dict[int, LogprobRequest] = {}
     for sample in samples:
-        submit = running[sample.key].request.submit
+        sequence = running[sample.key]
+        submit = sequence.request.submit
         if submit.logprobs and sample.finish != "stop":
             scores = cast("mx.array", sample.logprobs)  # its job asked for them
-            wanted[sample.key] = (sample.token, scores, submit.top_logprobs)
+            wanted[sample.key] = (
+                sample.token,
+                scores,
+                submit.top_logprobs,
+                sequence.assembler.length,
+            )
     if not wanted:
         return {}
     entries = read_logprobs(list(wanted.values()), vocabulary)
@@ -75,10 +82,10 @@ def _alternatives(
 
 
 def _entry(
-    token: int, logprob: float, top: tuple[TopLogprob, ...], vocabulary: Vocabulary
+    token: int, logprob: float, top: tuple[TopLogprob, ...], begin: int, vocabulary: Vocabulary
 ) -> TokenLogprob:
     raw = vocabulary.raw(token)
-    return TokenLogprob(token, _text(token, vocabulary), raw, max(logprob, _LOWEST), top)
+    return TokenLogprob(token, _text(token, vocabulary), raw, max(logprob, _LOWEST), top, begin)
 
 
 def _text(token: int, vocabulary: Vocabulary) -> str:

@@ -52,6 +52,9 @@ class TextAssembler:
         self._decoder = decoder
         self._matcher = StopMatcher(stops)
         self._strip_first_space = strip_first_space
+        self.length = 0
+        """Characters so far, held back ones included: the next token begins here, or goes on with the
+        character that does."""
 
     def add(self, token: int) -> tuple[str, bool]:
         """Take a token; return the text to send and whether a stop string was met."""
@@ -59,6 +62,7 @@ class TextAssembler:
         if self._strip_first_space and text:
             self._strip_first_space = False
             text = text.removeprefix(" ")
+        self.length += len(text)
         return self._matcher.feed(text)
 
     def recall(self, tokens: Iterable[int]) -> None:
