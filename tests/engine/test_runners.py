@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import weakref
 from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
@@ -166,6 +168,24 @@ def test_stored_prefix_continues_to_the_same_tokens(loaded: LoadedModel, make: A
     runner.remove(key)
     again = runner.insert(_job(loaded, prompt, prefix=stored))
     assert _reference(loaded, prompt) == _drain(runner, [again])[again]
+
+
+@pytest.mark.parametrize("end", ["length", "removed"])
+@pytest.mark.parametrize("make", [_batch, _sequential])
+def test_the_state_of_a_job_goes_with_it(loaded: LoadedModel, make: Any, end: str) -> None:
+    """However it ended: KV state that nobody stores is gone before the next job comes."""
+    runner: Runner = make(loaded)
+    key = runner.insert(_job(loaded, _PROMPTS[0], max_tokens=3))
+    while not runner.step().sampled:
+        pass
+    layers = [weakref.ref(layer) for layer in runner.kv_layers()]
+    if end == "removed":
+        runner.remove(key)
+    else:
+        _drain(runner, [key])
+    gc.collect()
+    held = [layer() for layer in layers]
+    assert 0 == sum(layer.nbytes for layer in held if layer is not None)
 
 
 def test_prefill_never_takes_more_than_a_chunk_per_step(loaded: LoadedModel) -> None:

@@ -67,10 +67,9 @@ class SequentialRunner:
         return self._key
 
     def remove(self, key: int) -> None:
-        """Drop the job."""
+        """Drop the job and its state."""
         if key == self._key:
-            self._job = None
-            self._next = None
+            self.close()
 
     def extract(self, key: int) -> StoredPrefix | None:
         """Return a copy of the KV state, as the running job goes on with its own."""
@@ -123,8 +122,8 @@ class SequentialRunner:
             finish = "length"
         stored = None
         if finish is not None:
-            self._job = None
             stored = StoredPrefix(self._in_cache, self._cache)
+            self.close()
         return SampledToken(self._key, value, logprobs[0], finish, stored)
 
     def _compute(self, job: Job, token: mx.array, context: mx.array) -> tuple[mx.array, mx.array]:
