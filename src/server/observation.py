@@ -95,8 +95,9 @@ class StepFolder:
             elif isinstance(event, Finish):
                 last.pop((event.id, event.choice), None)
             elif isinstance(event, Failed):
-                for key in [key for key in last if key[0] == event.id]:
-                    del last[key]
+                for key in list(last):  # a copy in one go: other threads may forget meanwhile
+                    if key[0] == event.id:
+                        last.pop(key, None)
         if gaps:
             self._instruments.inter_token.fold_all(gaps)
 

@@ -250,6 +250,27 @@ def test_a_step_makes_no_call_into_opentelemetry() -> None:
     assert not folder._last_token
 
 
+def test_requests_may_be_forgotten_while_one_fails() -> None:
+    """Another thread that comes in at the worst moment, here between two looks at a key, breaks
+    nothing.
+    """
+    instruments = Instruments(MeterProvider(shutdown_on_exit=False).get_meter("test"))
+    folder = StepFolder(instruments, MetricsCollector(instruments, make_window()))
+
+    class Interrupted(int):
+        """Lets the other thread run when it is compared."""
+
+        __hash__ = int.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            folder.forget(1, 1)
+            return int(self) == other
+
+    folder(_step(0))
+    folder(msgspec.structs.replace(_step(1), events=(Failed(Interrupted(2), "x"),)))
+    assert not folder._last_token
+
+
 def _step(number: int, *ends: Any) -> Step:
     deltas = tuple(Delta(request, 0, (65,), "A", ()) for request in (1, 2))
     return Step(
