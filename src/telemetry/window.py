@@ -12,8 +12,10 @@ from __future__ import annotations
 import math
 import threading
 import time
+from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.metrics import (
@@ -92,20 +94,25 @@ class Sketch:
         by interpolation within its bucket.
         """
         filled = sorted(self._buckets.items())
-        return tuple(self._at(math.ceil(share * self.count), filled) for share in shares)
+        ranks = [*accumulate((count for _, count in filled), initial=self._zeros)]
 
-    def _at(self, rank: int, filled: list[tuple[int, int]]) -> float:
-        rank = max(1, rank)
-        if not self.count or rank <= self._zeros:
-            return 0.0
-        seen = self._zeros
-        for index, count in filled:
-            if seen + count >= rank:
-                place = index + (rank - seen - 0.5) / count
-                value: float = 2.0 ** (place / 2.0**self._scale)
-                return value
-            seen += count
-        raise AssertionError("the buckets hold fewer samples than were counted")
+        def at(rank: int) -> float:
+            if not self.count or rank <= self._zeros:
+                return 0.0
+            found = bisect_left(ranks, rank) - 1
+            index, count = filled[found]
+            place = index + (rank - ranks[found] - 0.5) / count
+            value: float = 2.0 ** (place / 2.0**self._scale)
+            return value
+
+        return tuple(at(max(1, math.ceil(share * self.count))) for share in shares)
+
+    def copy(self) -> Sketch:
+        """Return another one that holds the same."""
+        other = Sketch()
+        other.count, other._scale, other._zeros = self.count, self._scale, self._zeros
+        other._buckets = self._buckets.copy()
+        return other
 
     def _coarsen(self, scale: int) -> None:
         shift = self._scale - scale
@@ -196,6 +203,8 @@ class WindowReader(MetricReader):
         self._total = 0
         self._lock = threading.RLock()
         """Held while one thread collects, and calls itself back."""
+        self._closed: Sketch | None = None
+        """All slices but the open one; None where it has to be made again."""
         self._slices: deque[_Slice] = deque([_Slice(self._index(self._started))])
 
     def follow(self, folded: FoldedSet) -> None:
@@ -224,9 +233,8 @@ class WindowReader(MetricReader):
             self._rotate()
             self._gather()
             now = self._clock()
-            merged = Sketch()
-            for each in self._slices:
-                merged.merge(each.sketch)
+            merged = self._closed_slices().copy()
+            merged.merge(self._slices[-1].sketch)
             uptime = now - self._started
             oldest = (self._slices[-1].index - _SLICES + 1) * SLICE_SECONDS
             return Window(
@@ -245,6 +253,7 @@ class WindowReader(MetricReader):
             self._started = self._clock()
             self._total = 0
             self._slices = deque([_Slice(self._index(self._started))])
+            self._closed = None
 
     def shutdown(self, timeout_millis: float = 30_000, **_: Any) -> None:  # noqa: ANN401 - SDK's
         """Do nothing: there is nothing to stop, and the figures may still be read."""
@@ -258,6 +267,16 @@ class WindowReader(MetricReader):
         self._slices.append(_Slice(index))
         while self._slices[0].index <= index - _SLICES:
             self._slices.popleft()
+        self._closed = None
+
+    def _closed_slices(self) -> Sketch:
+        """Return the sum of the slices whose time is over, which a slice's time does not change."""
+        if self._closed is None:
+            self._closed = Sketch()
+            for each in self._slices:
+                if each is not self._slices[-1]:
+                    self._closed.merge(each.sketch)
+        return self._closed
 
     def _gather(self) -> None:
         """Take what was recorded since the last time. The lock is held."""
