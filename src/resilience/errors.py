@@ -17,7 +17,8 @@ status, its OpenAI error ``type`` and ``code``, and whether a retry can help::
     │   ├── RouteNotFoundError          404 not_found_error / route_not_found
     │   ├── MethodNotAllowedError       405 invalid_request_error / method_not_allowed
     │   ├── BodyTooLargeError           413 invalid_request_error / body_too_large
-    │   └── MediaTypeError              415 invalid_request_error / unsupported_media_type
+    │   ├── MediaTypeError              415 invalid_request_error / unsupported_media_type
+    │   └── HeadersTooLargeError        431 invalid_request_error / headers_too_large
     ├── RefusedError                    nothing was started; come back after ``retry_after``
     │   ├── RateLimitError              429 rate_limit_error / rate_limit_exceeded
     │   ├── QueueFullError              503 overloaded_error / queue_full
@@ -56,6 +57,7 @@ __all__ = [
     "EngineFailureError",
     "EngineUnavailableError",
     "GenerationError",
+    "HeadersTooLargeError",
     "HostForbiddenError",
     "InternalError",
     "InvalidRequestError",
@@ -233,6 +235,13 @@ class MediaTypeError(RequestError):
 
     status = 415
     code = "unsupported_media_type"
+
+
+class HeadersTooLargeError(RequestError):
+    """The request line and the headers are larger than the server reads."""
+
+    status = 431
+    code = "headers_too_large"
 
 
 class RefusedError(PharosError):

@@ -1,7 +1,7 @@
 """The Flask application: every route, and every error in OpenAI's shape.
 
-The order in which a request is judged: host, origin, key and route, the rate of
-its client, can the body be read, is the model served, does the engine take it.
+The order in which a request is judged: can it be parsed, host, origin, key and route, the rate
+of its client, can the body be read, is the model served, does the engine take it.
 Whatever goes wrong, the client gets JSON that says what and what to do; the text
 of an unexpected exception stays in the log.
 """

@@ -1,11 +1,11 @@
-"""waitress' connections: deadlines, room for newcomers, JSON errors.
+"""waitress' connections: deadlines, room for newcomers, the end after a refusal.
 
 waitress parses in its one I/O thread (:class:`Channel` and its parser live
 there) and runs the application in worker threads. What is added here:
 
 * a client that sends a byte now and then is cut at a deadline;
 * where connections run out, those that wait longest for their client give way;
-* errors below the application are JSON too;
+* what the parser refuses is answered by the application, too;
 * after a refusal the rest of the body is read away for a while: closing a
   socket with unread input resets it, and the client would not see the answer;
 * a client that says that it sends no more still gets an answer that is quick.
@@ -24,19 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 from waitress.channel import HTTPChannel
 from waitress.server import TcpWSGIServer
-from waitress.task import ErrorTask
 
-from ..resilience.errors import (
-    BodyTooLargeError,
-    InternalError,
-    InvalidRequestError,
-    PharosError,
-)
-from .gate import cors_headers
-from .hosts import Origins
-from .json_text import error_json
-from .parser import Parser, Refusal
-from .request_id import choose_request_id
+from .parser import Parser
+from .refusal import RefusalTask
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,49 +52,13 @@ _ACCEPTS = 64
 _OUT_OF_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _FILES_SECONDS = 0.25
 """How long nobody is taken when there was no file for a connection."""
-_STATUS_TEXT = {
-    400: "Bad Request",
-    401: "Unauthorized",
-    413: "Content Too Large",
-    431: "Request Header Fields Too Large",
-    500: "Internal Server Error",
-    501: "Not Implemented",
-    503: "Service Unavailable",
-}
-
-
-class JsonErrorTask(ErrorTask):
-    """Answers what the application never saw, in the shape of its own errors."""
-
-    def execute(self) -> None:
-        """Write the error and close the connection."""
-        request: Any = self.request
-        found = request.error
-        status = found.code
-        error = found.error if isinstance(found, Refusal) else _error(status, found.body)
-        body = error_json(error)
-        self.status = f"{status} {_STATUS_TEXT.get(status, found.reason)}"
-        self.response_headers = [
-            ("Content-Type", "application/json"),
-            ("X-Request-Id", choose_request_id(request.headers.get("X_REQUEST_ID", ""))),
-        ]
-        options: ServerOptions = vars(self.channel.adj)["options"]
-        origins = Origins(options.allowed_origins)
-        self.response_headers += cors_headers(request.headers.get("ORIGIN"), origins).items()
-        if error.retry_after is not None:
-            self.response_headers.append(("Retry-After", str(math.ceil(error.retry_after))))
-        if status == 401:  # noqa: PLR2004
-            self.response_headers.append(("WWW-Authenticate", "Bearer"))
-        self.set_close_on_finish()
-        self.content_length = len(body)
-        self.write(b"" if getattr(request, "command", "") == "HEAD" else body)
 
 
 class Channel(HTTPChannel):
     """One connection. All methods but :meth:`service` run in the I/O thread."""
 
     parser_class = Parser
-    error_task_class = JsonErrorTask
+    error_task_class = RefusalTask  # type: ignore[assignment] # waitress' own ask no application
 
     receiving_since: float | None = None
     """When the first byte came of the request that is not yet complete."""
@@ -357,26 +311,3 @@ class Server(TcpWSGIServer):
     def _channels(self) -> list[Channel]:
         active: Any = self.active_channels
         return list(active.values())
-
-
-def _error(status: int, detail: str) -> PharosError:
-    """Return our error for one of waitress' own."""
-    match status:
-        case 413:
-            return BodyTooLargeError(
-                "The request body is larger than this server accepts. "
-                "Send less text, or raise the server's body limit."
-            )
-        case 500:
-            return InternalError("The server failed unexpectedly. Its log has the details.")
-        case 431:
-            return InvalidRequestError(
-                "The request's headers are too large. Send fewer, or shorter."
-            )
-        case _:
-            return InvalidRequestError(f"This is not a valid HTTP request: {_plain(detail)}.")
-
-
-def _plain(detail: str) -> str:
-    """Return waitress' words without what they quote of the request."""
-    return detail.partition('"')[0].strip() or "it cannot be parsed"

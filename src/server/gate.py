@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from ..resilience.rates import Rates
     from .options import ServerOptions
 
-__all__ = ["OPERATION_PATHS", "add_gate", "cors_headers", "operations"]
+__all__ = ["OPERATION_PATHS", "REFUSAL", "add_gate", "operations"]
 
 OPERATION_PATHS = METRICS_PATHS | {"/livez", "/readyz", "/health"}
 """All that the second listener answers."""
+REFUSAL: Final = "pharos.refusal"
+"""Where a request's environment has the error that its parser found."""
 _OPERATIONS: Final = "pharos.operations"
 _EXPOSED = (
     "Retry-After, X-Request-Id, x-ratelimit-limit-requests, x-ratelimit-remaining-requests, "
@@ -44,24 +46,13 @@ def operations(application: WSGIApplication) -> WSGIApplication:
 
 
 def add_gate(app: Flask, options: ServerOptions, rates: Rates) -> None:
-    """Judge each request by its host, its origin and its key, in this order.
+    """Judge each request by its parser, its host, its origin and its key, in this order.
 
     A preflight has no key, and is answered here.
     """
     gate = _Gate(options, rates)
     app.before_request(gate.judge)
     app.after_request(gate.finish)
-
-
-def cors_headers(origin: str | None, origins: Origins) -> dict[str, str]:
-    """Return what lets pages of an allowed origin read an answer; nothing for others."""
-    if origin is None or not origins.allows(origin):
-        return {}
-    return {
-        "Access-Control-Allow-Origin": origin,
-        "Access-Control-Expose-Headers": _EXPOSED,
-        "Vary": "Origin",
-    }
 
 
 class _Gate:
@@ -76,6 +67,8 @@ class _Gate:
 
     def judge(self) -> Response | None:
         """Raise what is wrong; return an answer for a preflight alone."""
+        if REFUSAL in request.environ:
+            raise request.environ[REFUSAL]
         headers, path = request.headers, request.path
         host, origin = headers.get("Host"), headers.get("Origin")
         if _OPERATIONS in request.environ:
@@ -95,7 +88,7 @@ class _Gate:
 
     def finish(self, response: Response) -> Response:
         """Add the headers of CORS and of the rates."""
-        response.headers.update(cors_headers(request.headers.get("Origin"), self._origins))
+        response.headers.update(_cors_headers(request.headers.get("Origin"), self._origins))
         if g.get("rated", False):
             for left in self._rates.allowances(g.get("tenant", ANONYMOUS)):
                 name = left.resource
@@ -103,6 +96,17 @@ class _Gate:
                 response.headers[f"x-ratelimit-remaining-{name}"] = str(left.remaining)
                 response.headers[f"x-ratelimit-reset-{name}"] = f"{left.reset_seconds:.3f}s"
         return response
+
+
+def _cors_headers(origin: str | None, origins: Origins) -> dict[str, str]:
+    """Return what lets pages of an allowed origin read an answer; nothing for others."""
+    if origin is None or not origins.allows(origin):
+        return {}
+    return {
+        "Access-Control-Allow-Origin": origin,
+        "Access-Control-Expose-Headers": _EXPOSED,
+        "Vary": "Origin",
+    }
 
 
 def _preflight() -> Response:

@@ -7,40 +7,37 @@ will read is never waited for. Runs in the I/O thread.
 from __future__ import annotations
 
 import re
+import time
+from io import BytesIO
 from typing import TYPE_CHECKING
 
 from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.receiver import ChunkedReceiver
-from waitress.utilities import BadRequest, Error, RequestEntityTooLarge
+from waitress.utilities import BadRequest, Error, RequestEntityTooLarge, RequestHeaderFieldsTooLarge
 
 from ..resilience.errors import AuthenticationError, StorageFullError
 from .auth import check_api_key
 from .metrics import METRICS_PATHS
+from .refusal import Refusal, refusal_of
 
 if TYPE_CHECKING:
     from waitress.adjustments import Adjustments
 
-    from ..resilience.errors import PharosError
     from .options import ServerOptions
 
-__all__ = ["Parser", "Refusal"]
+__all__ = ["Parser"]
 
 _CODINGS = re.compile(rb"\r\ntransfer-encoding[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE)
 _FOLD = re.compile(rb"\r\n[ \t]")
 _HOSTS = re.compile(rb"\r\nhost[ \t]*:", re.IGNORECASE)
+_MARKS = re.compile(rb"\r\n(x-request-id|traceparent)[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE)
+"""By what clients know their requests."""
 _SIZE_LINE = 1024
 """Bytes of a chunk's size with its extensions: nobody sends any."""
+_UNREAD = "_OTHER"
+"""The method where none could be read; WSGI wants one."""
 _STORAGE_SECONDS = 10.0
 """Who has to make room needs a moment."""
-
-
-class Refusal(Error):  # noqa: N818 - waitress calls them so, and none is raised
-    """One of our own errors as waitress carries it."""
-
-    def __init__(self, error: PharosError) -> None:
-        super().__init__(error.message)
-        self.code = error.status
-        self.error = error
 
 
 class Chunks(ChunkedReceiver):
@@ -83,13 +80,21 @@ def _may_be_size(line: bytes) -> bool:
 class Parser(HTTPRequestParser):
     """Reads one request. ``adj.options`` holds the server's options."""
 
+    # waitress leaves out what it could not read.
+    command: str = _UNREAD  # type: ignore[assignment] # where it was read it is text, too
+    path = "/"
+    request_uri = query = ""
+    url_scheme = "http"
+
     def __init__(self, adj: Adjustments) -> None:
         super().__init__(adj)
         self._options: ServerOptions = vars(adj)["options"]
+        self.began_at = time.monotonic()
+        """When the first byte came."""
 
     def received(self, data: bytes) -> int:
         """Take bytes of the client and return how many; refuse at the headers what can be."""
-        in_headers = not self.headers_finished
+        in_headers, before = not self.headers_finished, self.header_plus
         try:
             consumed: int = super().received(data)
         except OSError:
@@ -100,10 +105,14 @@ class Parser(HTTPRequestParser):
         if in_headers and self.headers_finished and self.body_rcv is not None and not self.error:
             self.error = self._refusal()
         if self.error:
-            # waitress would ask for the body that it has refused, and wait for it.
-            self.expect_continue = False
-            self.completed = True
+            if in_headers:
+                self._mark(before + data)
+            self._refuse(self.error)
         return consumed
+
+    def get_body_stream(self) -> BytesIO:
+        """Return the body; a refused request's is not read by anybody."""
+        return BytesIO() if self.error else super().get_body_stream()
 
     def parse_header(self, header_plus: bytes) -> None:
         """Parse the header block; raises ``ParsingError`` on anything dubious."""
@@ -133,12 +142,28 @@ class Parser(HTTPRequestParser):
             # waitress would answer "100 Continue" and wait for a body that never comes.
             self.expect_continue = False
 
+    def _refuse(self, error: Error) -> None:
+        if isinstance(error, RequestHeaderFieldsTooLarge):
+            # waitress has read a request line of its own.
+            self.command = _UNREAD
+        self.error = refusal_of(error)
+        # waitress would ask for the body that it has refused, and wait for it.
+        self.expect_continue = False
+        self.completed = True
+
+    def _mark(self, data: bytes) -> None:
+        """Find by what the client knows its request, where the headers could not be read."""
+        headers: dict[str, str] = vars(self)["headers"]
+        head, _, _ = data.lstrip().partition(b"\r\n\r\n")
+        for name, value in _MARKS.findall(head):
+            key = name.upper().replace(b"-", b"_").decode("latin-1")
+            headers.setdefault(key, value.decode("latin-1"))
+
     def _refusal(self) -> Error | None:
         """Return what is wrong with a request whose body has yet to come."""
         if self.content_length > self._options.max_body_bytes:
             return RequestEntityTooLarge("declared")
-        path: str = vars(self)["path"]
-        if path.startswith("/v1/") and path not in METRICS_PATHS:
+        if self.path.startswith("/v1/") and self.path not in METRICS_PATHS:
             try:
                 check_api_key(self.headers.get("AUTHORIZATION", ""), self._options.api_keys)
             except AuthenticationError as error:

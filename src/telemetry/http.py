@@ -31,10 +31,12 @@ if TYPE_CHECKING:
     from .recorder import Recorder
     from .spans import SpanWriter
 
-__all__ = ["Exchange", "TelemetryMiddleware", "exchange_of"]
+__all__ = ["STARTED_AT", "Exchange", "TelemetryMiddleware", "exchange_of"]
 
 _log = logging.getLogger(__name__)
 
+STARTED_AT = "pharos.started_at"
+"""Where a request's environment says when it began, if that was before the application has it."""
 _KEY = "pharos.exchange"
 _CLIENT_CLOSED_REQUEST = 499
 
@@ -145,7 +147,7 @@ class TelemetryMiddleware:
             _log.exception("a request could not be recorded")
 
     def _begin(self, environ: WSGIEnvironment) -> Exchange:
-        now = self._clock()
+        now: float = environ.get(STARTED_AT) or self._clock()
         method = a.HTTP_METHOD.close(environ.get("REQUEST_METHOD", ""))
         span, context = self._spans.begin(environ, method, now)
         ids = span.get_span_context()
