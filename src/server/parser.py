@@ -155,9 +155,11 @@ class Parser(HTTPRequestParser):
         """Find by what the client knows its request, where the headers could not be read."""
         headers: dict[str, str] = vars(self)["headers"]
         head, _, _ = data.lstrip().partition(b"\r\n\r\n")
+        found: dict[bytes, list[bytes]] = {}
         for name, value in _MARKS.findall(head):
-            key = name.upper().replace(b"-", b"_").decode("latin-1")
-            headers.setdefault(key, value.decode("latin-1"))
+            found.setdefault(name.upper().replace(b"-", b"_"), []).append(value.strip(b" \t"))
+        for key, values in found.items():
+            headers[key.decode()] = b", ".join(values).decode("latin-1")
 
     def _refusal(self) -> Error | None:
         """Return what is wrong with a request whose body has yet to come."""

@@ -5,24 +5,21 @@ The traffic runs once; each test then compares one backend with the clients.
 
 from __future__ import annotations
 
-import io
-import json
-import logging
 import os
 import signal
-import statistics
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from mlx_pharos.engine.engine_state import Endurance
+from mlx_pharos.resilience.api_keys import ApiKey
 from mlx_pharos.telemetry.collector import make_window
-from mlx_pharos.telemetry.log import configure_log
 from mlx_pharos.telemetry.telemetry import Telemetry, TelemetryOptions
+from support.access_log import access_log
+from support.books import MINE, Books, seconds, seconds_until
 from support.client import wait_until
 from support.collector import attributes_of, collector
 from support.tiny_model import write_tiny_model
@@ -31,8 +28,8 @@ from support.traffic import Traffic
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from support.access_log import AccessLog
     from support.client import RunningServer
-    from support.traffic import Seen
 
 pytestmark = pytest.mark.timeout(60)
 """Half a thousand requests and two restarts come before the first test."""
@@ -45,80 +42,36 @@ KINDS = {
     "leave": 60,
     "leave-early": 20,
     "bad": 90,
+    "half-bad": 2,
+    "refused": 50,
     "report": 30,
 }
-MINE = {"/metrics", "/v1/metrics"}
-
-
-@dataclass
-class Books:
-    """The clients' side and all others, once the traffic is over."""
-
-    traffic: Traffic
-    lines: list[dict[str, Any]]
-    spans: list[Any]
-    otlp: dict[str, Any]
-    prometheus: dict[str, list[Any]]
-    legacy: dict[str, Any]
-
-    def line_of(self, seen: Seen) -> dict[str, Any]:
-        """The access line of a request."""
-        (found,) = [line for line in self.lines if line["request_id"] == seen.request_id]
-        return found
-
-    def span_of(self, seen: Seen, start: str) -> Any:
-        """The span of a request whose name starts so."""
-        (found,) = [
-            span
-            for span in self.spans
-            if span.trace_id.hex() == seen.trace_id and span.name.startswith(start)
-        ]
-        return found
-
-    def series(self, family: str, *labels: str, name: str = "") -> Counter[tuple[str, ...]]:
-        """Sum a family of the scrape by some of its labels."""
-        found: Counter[tuple[str, ...]] = Counter()
-        for sample in self.prometheus[family]:
-            if sample.name == (name or family) and sample.value:
-                found[tuple(sample.labels.get(label, "") for label in labels)] += int(sample.value)
-        return found
-
-    def pushed(self, name: str, *keys: str) -> Counter[tuple[Any, ...]]:
-        """Sum a metric that the collector received by some of its attributes."""
-        metric = self.otlp[name]
-        found: Counter[tuple[Any, ...]] = Counter()
-        for point in getattr(metric, metric.WhichOneof("data")).data_points:
-            given = attributes_of(point)
-            value = point.as_int if hasattr(point, "as_int") else point.count
-            found[tuple(given.get(key, "") for key in keys)] += int(value)
-        return found
+KEY = "s3cret"
+ROUNDED = 0.000051
+"""Access lines have seconds with four digits after the point."""
 
 
 @pytest.fixture(scope="module")
 def books(tmp_path_factory: pytest.TempPathFactory, serving: Callable[..., Any]) -> Iterator[Books]:
     """Run the traffic, kill the engine under the last of it, and collect everything."""
     model = write_tiny_model(tmp_path_factory.mktemp("traffic"), context_length=16384)
-    lines = io.StringIO()
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
-    configure_log(style="json", stream=lines)
-    try:
-        with collector() as target:
-            options = TelemetryOptions(model="tiny", otlp_endpoint=target.endpoint)
-            telemetry = Telemetry(options, window=make_window())
-            with serving(
-                model,
-                telemetry=telemetry,
-                endurance=Endurance(crash_budget=1),
-                max_batch=8,
-                max_queue=40,
-            ) as server:
-                traffic = Traffic(server, seed=20240229)
-                traffic.run(KINDS, clients=20)
-                _kill_engines(server, traffic)
-                yield _collect(server, traffic, telemetry, target, lines)
-    finally:
-        root.handlers, root.level = before
+    with access_log() as log, collector() as target:
+        options = TelemetryOptions(model="tiny", otlp_endpoint=target.endpoint)
+        telemetry = Telemetry(options, window=make_window())
+        with serving(
+            model,
+            telemetry=telemetry,
+            endurance=Endurance(crash_budget=1),
+            api_keys=(ApiKey.of("app", KEY),),
+            max_batch=8,
+            max_queue=40,
+        ) as server:
+            traffic = Traffic(server, seed=20240229, key=KEY)
+            traffic.run(KINDS, clients=20)
+            wait_until(lambda: server.engine.in_flight == 0)
+            traffic.run({"half-bad": 3}, clients=1)
+            _kill_engines(server, traffic)
+            yield _collect(server, traffic, telemetry, target, log)
 
 
 def _kill_engines(server: RunningServer, traffic: Traffic) -> None:
@@ -141,21 +94,17 @@ def _kill_engines(server: RunningServer, traffic: Traffic) -> None:
 
 
 def _collect(
-    server: RunningServer, traffic: Traffic, telemetry: Telemetry, target: Any, lines: io.StringIO
+    server: RunningServer, traffic: Traffic, telemetry: Telemetry, target: Any, log: AccessLog
 ) -> Books:
-    def lines_now() -> list[dict[str, Any]]:
-        parsed = map(json.loads, lines.getvalue().splitlines())
-        return [line for line in parsed if line["logger"] == "mlx_pharos.requests"]
-
-    wait_until(lambda: len(lines_now()) >= len(traffic.seen), 20)
+    wait_until(lambda: len(log.lines()) >= len(traffic.seen), 20)
     legacy = server.get("/v1/metrics").json
     scrape = server.get("/metrics").body.decode()
-    wait_until(lambda: len(lines_now()) >= len(traffic.seen) + 2)
+    wait_until(lambda: len(log.lines()) >= len(traffic.seen) + 2)
     telemetry.force_flush()
     telemetry.shutdown()
     return Books(
         traffic=traffic,
-        lines=[line for line in lines_now() if line.get("route") not in MINE],
+        lines=[line for line in log.lines() if line.get("route") not in MINE],
         spans=target.spans(),
         otlp=target.metrics(),
         prometheus={each.name: each.samples for each in text_string_to_metric_families(scrape)},
@@ -181,6 +130,8 @@ def test_the_traffic_is_mixed(books: Books) -> None:
         "unsupported_parameter",
         "invalid_value",
     } == errors
+    below = {each.status for each in books.traffic.seen if each.kind == "refused"}
+    assert {400, 401, 413, 431} == below
 
 
 def test_every_end_is_counted_once_everywhere(books: Books) -> None:
@@ -192,9 +143,7 @@ def test_every_end_is_counted_once_everywhere(books: Books) -> None:
         "pharos_requests_finished", *labels, name="pharos_requests_finished_total"
     )
     assert seen == books.pushed("pharos.requests.finished", *keys)
-    generation = [
-        attributes_of(span) for span in books.spans if span.name.startswith(("chat ", "text_comp"))
-    ]
+    generation = [attributes_of(span) for span, _ in books.generations()]
     assert seen == Counter(tuple(each.get(key, "") for key in keys) for each in generation)
     assert seen == Counter(
         (
@@ -284,6 +233,85 @@ def test_latencies_are_those_of_taken_requests(books: Books) -> None:
     assert Counter({(): len(whole)}) == books.pushed("gen_ai.server.time_to_first_token")
 
 
+def test_refusals_are_those_that_clients_saw(books: Books) -> None:
+    """What was refused before anything was started, by reason: clients = scrape = OTLP."""
+    reasons = {"queue_full": "queue_full", "engine_unavailable": "engine_down"}
+    seen = Counter(
+        (reasons[each.error_code],)
+        for each in books.traffic.seen
+        if each.error_code in reasons and not each.left
+    )
+    assert set(reasons.values()) == {reason for (reason,) in seen}
+    name = "pharos_admission_refusals"
+    assert seen == books.series(name, "reason", name=f"{name}_total")
+    assert seen == +books.pushed("pharos.admission.refusals", "reason")
+
+
+def test_each_duration_is_the_same_everywhere(books: Books) -> None:
+    """Of each request: its access line = its span = the span of its generation, and of its own
+    time it waited no more than all of it.
+    """
+    within = {span.parent_span_id: span for span, _ in books.generations()}
+    for line in books.lines:
+        server = books.span_of(line)
+        assert line["duration_seconds"] == pytest.approx(seconds(server), abs=ROUNDED)
+        generation = within.get(server.span_id)
+        assert ("finish_reason" in line) == (generation is not None)
+        if generation is not None:
+            assert seconds(server) == seconds(generation)
+            first = seconds_until(generation, "first_token") or 0.0
+            assert line.get("first_token_seconds", 0.0) == pytest.approx(first, abs=ROUNDED)
+        assert 0 <= line.get("queue_seconds", 0.0) <= line["duration_seconds"]
+
+
+def test_durations_sum_up_to_the_same_everywhere(books: Books) -> None:
+    """The sums of all histograms of requests: scrape = OTLP = spans = access log."""
+    whole = [line for line in books.lines if line.get("finish_reason") in {"stop", "length"}]
+    firsts = [
+        seconds_until(span, "first_token")
+        for span, _ in books.generations()
+        if attributes_of(span)["finish_reason"] in {"stop", "length"}
+    ]
+    server = [seconds(span) for span in books.spans if span.kind == 2 and not _is_mine(span)]
+    generations = [seconds(span) for span, _ in books.generations()]
+    lines = {
+        "http.server.request.duration": [line["duration_seconds"] for line in books.lines],
+        "gen_ai.server.request.duration": [
+            line["duration_seconds"] for line in books.lines if "finish_reason" in line
+        ],
+        "gen_ai.server.time_to_first_token": [line["first_token_seconds"] for line in whole],
+        "pharos.request.queue.duration": [line.get("queue_seconds", 0.0) for line in books.lines],
+    }
+    spans = {
+        "http.server.request.duration": server,
+        "gen_ai.server.request.duration": generations,
+        "gen_ai.server.time_to_first_token": [each for each in firsts if each],
+        "pharos.request.queue.duration": _phase(books, "queue", "prompt_cache.lookup"),
+        "pharos.request.prefill.duration": _phase(books, "prefill", "first_token"),
+        "pharos.request.decode.duration": _phase(books, "decode", "first_token"),
+    }
+    for name, figures in spans.items():
+        scraped = books.scraped_seconds(f"{name.replace('.', '_')}_seconds")
+        assert scraped > 0, name
+        assert scraped == pytest.approx(books.pushed_seconds(name), rel=1e-9), name
+        assert scraped == pytest.approx(sum(figures), abs=1e-6), name
+        if name in lines:
+            assert scraped == pytest.approx(sum(lines[name]), abs=ROUNDED * len(lines[name])), name
+
+
+def _phase(books: Books, name: str, event: str) -> list[float]:
+    """Return the seconds of a phase, of those generations that came to its end."""
+    return [
+        seconds(inner[name])
+        for span, inner in books.generations()
+        if name in inner and seconds_until(span, event) is not None
+    ]
+
+
+def _is_mine(span: Any) -> bool:
+    return attributes_of(span).get("http.route") in MINE
+
+
 def test_lookups_agree(books: Books) -> None:
     """Cache lookups: the legacy answer = the scrape = OTLP."""
     cache = books.legacy["cache"]
@@ -301,9 +329,10 @@ def test_each_request_is_one_trace(books: Books) -> None:
     """
     for seen in books.traffic.seen:
         line = books.line_of(seen)
-        assert seen.trace_id == line["trace_id"]
-        server = books.span_of(seen, seen.method)
-        assert line["span_id"] == server.span_id.hex()
+        server = books.span_of(line)
+        assert server.trace_id.hex() == line["trace_id"]
+        assert seen.trace_id in {"", line["trace_id"]}
+        assert server.name == f"{seen.method} {seen.route}".strip()
         inner = [
             span
             for span in books.spans
@@ -333,58 +362,3 @@ def test_nothing_is_dropped(books: Books) -> None:
     """The collector was there all the time: nothing was lost on the way."""
     dropped = books.prometheus.get("pharos_telemetry_dropped", [])
     assert 0 == sum(sample.value for sample in dropped)
-
-
-def test_durations_are_the_clients(
-    tmp_path_factory: pytest.TempPathFactory, serving: Callable[..., Any], tiny_model: Any
-) -> None:
-    """One request at a time: the server's durations are the client's within 5 ms.
-
-    The client's clock begins when it sends and ends with the last byte that it
-    reads; the server's begins when a thread takes the request and ends when the
-    last byte is written. Client, server and engine share a small machine, where a
-    request that loses its turn waits for tens of milliseconds on either side; so it
-    is the median difference that has to be within 5 ms, in the best of three rounds.
-    No token ever came to the client before it was made.
-    """
-    lines = io.StringIO()
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
-    configure_log(style="json", stream=lines)
-    try:
-        with serving(tiny_model) as server:
-            rounds = [_differences(server, lines, seed) for seed in range(3)]
-    finally:
-        root.handlers, root.level = before
-    assert min(first for _, firsts in rounds for first in firsts) > -0.001
-    assert min(_typical(whole) for whole, _ in rounds) < 0.005
-    assert min(_typical(firsts) for _, firsts in rounds) < 0.005
-
-
-def _differences(
-    server: RunningServer, lines: io.StringIO, seed: int
-) -> tuple[list[float], list[float]]:
-    """Return the client's less the server's seconds, of whole requests and of first tokens."""
-    traffic = Traffic(server, seed)
-    traffic.run({"plain": 20, "stream": 30, "report": 10, "bad": 10}, clients=1)
-
-    def by_id() -> dict[str, dict[str, Any]]:
-        parsed = map(json.loads, lines.getvalue().splitlines())
-        return {line["request_id"]: line for line in parsed if "request_id" in line}
-
-    wait_until(lambda: by_id().keys() >= {each.request_id for each in traffic.seen})
-    found = by_id()
-    whole = [
-        each.ended_at - each.sent_at - found[each.request_id]["duration_seconds"]
-        for each in traffic.seen
-    ]
-    first = [
-        each.first_at - each.sent_at - found[each.request_id]["first_token_seconds"]
-        for each in traffic.seen
-        if each.first_at
-    ]
-    return whole, first
-
-
-def _typical(differences: list[float]) -> float:
-    return statistics.median(map(abs, differences))

@@ -19,6 +19,7 @@ __all__ = ["GENERATION_ROUTES", "Seen", "Traffic"]
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 GENERATION_ROUTES = {CHAT, COMPLETIONS}
+_UNREAD = "_OTHER"
 _BEGINNING = "Every prompt begins alike, and the prompt cache knows it. "
 _EOS_OFF = {"257": -100, "258": -100, "259": -100, "256": -100}
 
@@ -29,11 +30,14 @@ class Seen:
 
     kind: str
     method: str
+    """In telemetry's words: ``_OTHER`` where it cannot be read."""
     path: str
+    """Empty for bytes that are no request."""
     route: str
-    """The rule that its path has; empty for none."""
+    """The rule that its path has; empty for none, and where it cannot be read."""
     request_id: str
     trace_id: str
+    """Empty where it sent none."""
     status: int = 0
     left: bool = False
     """Whether it closed the connection before the end."""
@@ -51,8 +55,9 @@ class Seen:
 
     @property
     def generates(self) -> bool:
-        """Whether it counts as a request to generate."""
-        return self.route in GENERATION_ROUTES and self.method == "POST"
+        """Whether it counts as a request to generate: one that is read at all."""
+        asks = self.route in GENERATION_ROUTES and self.method == "POST"
+        return asks and self.kind != "refused"
 
     @property
     def finish_reason(self) -> str:
@@ -73,8 +78,9 @@ class Seen:
 class Traffic:
     """Sends requests of all kinds, chosen by a seed, and keeps what was seen."""
 
-    def __init__(self, server: RunningServer, seed: int) -> None:
+    def __init__(self, server: RunningServer, seed: int, *, key: str = "") -> None:
         self._server = server
+        self._key = {"Authorization": f"Bearer {key}"} if key else {}
         self._random = random.Random(seed)
         self.seen: list[Seen] = []
 
@@ -95,21 +101,12 @@ class Traffic:
         )
         connection = http.client.HTTPConnection("127.0.0.1", self._server.port, timeout=15)
         connection.connect()
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        seen.sent_at = time.monotonic()
-        connection.request(
-            method,
-            path,
-            data if method == "POST" else None,
-            {
-                "Content-Type": "application/json",
-                "X-Request-Id": seen.request_id,
-                "traceparent": f"00-{seen.trace_id}-00f067aa0ba902b7-01",
-                **headers,
-            },
-        )
         try:
-            response = connection.getresponse()
+            seen.sent_at = time.monotonic()
+            if path:
+                response = self._ask(connection, seen, body, headers)
+            else:
+                response = _send_rubbish(connection, seen, body)
             seen.status = response.status
             limits = {"leave": draw.randrange(1, 12), "leave-early": 0}
             if response.headers["Content-Type"].startswith("text/event-stream"):
@@ -120,6 +117,28 @@ class Traffic:
         finally:
             seen.ended_at = time.monotonic()
             connection.close()
+
+    def _ask(
+        self,
+        connection: http.client.HTTPConnection,
+        seen: Seen,
+        body: Any,
+        headers: dict[str, str],
+    ) -> http.client.HTTPResponse:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        connection.request(
+            "GET" if seen.method == _UNREAD else seen.method,
+            seen.path,
+            data if seen.method == "POST" else None,
+            {
+                "Content-Type": "application/json",
+                "X-Request-Id": seen.request_id,
+                "traceparent": f"00-{seen.trace_id}-00f067aa0ba902b7-01",
+                **self._key,
+                **headers,
+            },
+        )
+        return connection.getresponse()
 
     # -- the sums -------------------------------------------------------------
 
@@ -163,6 +182,12 @@ def _request(kind: str, draw: random.Random) -> tuple[str, str, str, Any, dict[s
             return "POST", COMPLETIONS, COMPLETIONS, body, {}
         case "bad":
             return _bad(draw, chat)
+        case "half-bad":
+            # While it finds the first prompt too long, the engine runs the other one.
+            body = {"model": "tiny", "prompt": ["x" * 400_000, text], "max_tokens": 200}
+            return "POST", COMPLETIONS, COMPLETIONS, body, {}
+        case "refused":
+            return _refused(draw, chat)
         case "report":
             path = draw.choice(["/livez", "/readyz", "/v1/models", "/health"])
             return "GET", path, path, {}, {}
@@ -192,6 +217,39 @@ def _bad(draw: random.Random, chat: dict[str, Any]) -> tuple[str, str, str, Any,
             ("GET", CHAT, "", {}, {}),
         ]
     )
+
+
+def _refused(
+    draw: random.Random, chat: dict[str, Any]
+) -> tuple[str, str, str, Any, dict[str, str]]:
+    """Return what is refused before the whole of it was read."""
+    return draw.choice(
+        [
+            ("POST", CHAT, CHAT, b"", {"Content-Length": "999999999"}),
+            ("POST", CHAT, CHAT, chat, {"Authorization": "Bearer wrong"}),
+            (_UNREAD, "/livez", "", {}, {"A": "a" * 70_000}),
+            (_UNREAD, "/livez", "", {}, {"A": "b\r\n c"}),
+            (
+                "GET",
+                "/livez",
+                "/livez",
+                {},
+                {"Content-Length": "1", "Transfer-Encoding": "chunked"},
+            ),
+            (_UNREAD, "", "", draw.randbytes(20) + b"\xff\r\n\r\n", {}),
+        ]
+    )
+
+
+def _send_rubbish(
+    connection: http.client.HTTPConnection, seen: Seen, data: bytes
+) -> http.client.HTTPResponse:
+    """Send what has no id; the answer has one."""
+    connection.sock.sendall(data)
+    response = http.client.HTTPResponse(connection.sock)
+    response.begin()
+    seen.request_id, seen.trace_id = response.headers["X-Request-Id"], ""
+    return response
 
 
 def _read_stream(response: http.client.HTTPResponse, seen: Seen, limit: int | None) -> None:
