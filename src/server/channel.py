@@ -66,7 +66,7 @@ class Channel(HTTPChannel):
     """When the last answer was made, which may still have to be sent."""
     _active_at = 0.0
     _refused = False
-    """Whether a request was refused before all of it was read."""
+    """Whether the last request was refused before all of it was read. After it nothing is served."""
     _linger_until: float | None = None
     _ended = False
     """Whether the client has said that it sends no more."""
@@ -83,6 +83,8 @@ class Channel(HTTPChannel):
 
     def service(self) -> None:
         """Answer one request. Runs in a worker thread."""
+        # Here and not when it is received: the answer may be made before that returns.
+        self._refused = bool(self.requests[0].error)
         super().service()
         self._served_at = time.monotonic()
 
@@ -136,7 +138,6 @@ class Channel(HTTPChannel):
         result: bool = super().received(data)
         if self.request is None:
             self.receiving_since = None
-        self._refused = self._refused or any(request.error for request in tuple(self.requests))
         return result
 
     def handle_close(self) -> None:
