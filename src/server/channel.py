@@ -22,9 +22,9 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
-from waitress.channel import HTTPChannel
 from waitress.server import TcpWSGIServer
 
+from .output import Output, excess
 from .parser import Parser
 from .refusal import RefusalTask
 
@@ -54,7 +54,7 @@ _FILES_SECONDS = 0.25
 """How long nobody is taken when there was no file for a connection."""
 
 
-class Channel(HTTPChannel):
+class Channel(Output):
     """One connection. All methods but :meth:`service` run in the I/O thread."""
 
     parser_class = Parser
@@ -62,7 +62,7 @@ class Channel(HTTPChannel):
 
     receiving_since: float | None = None
     """When the first byte came of the request that is not yet complete."""
-    _served_at = 0.0
+    served_at = 0.0
     """When the last answer was made, which may still have to be sent."""
     _active_at = 0.0
     _refused = False
@@ -86,7 +86,7 @@ class Channel(HTTPChannel):
         # Here and not when it is received: the answer may be made before that returns.
         self._refused = bool(self.requests[0].error)
         super().service()
-        self._served_at = time.monotonic()
+        self.served_at = time.monotonic()
 
     def handle_read(self) -> None:
         """Read once. A client that sends no more may still read: what runs is finished for it."""
@@ -154,7 +154,7 @@ class Channel(HTTPChannel):
     def abandon(self) -> None:
         """Close the connection with what it still has to send; its request learns of it."""
         self._refused = False
-        self.handle_close()
+        super().abandon()
 
     def is_overdue(self, options: ServerOptions) -> bool:
         """Whether the client had its time to send a request, or to read a refusal."""
@@ -188,7 +188,7 @@ class Channel(HTTPChannel):
     def only_reads(self) -> bool:
         """Whether all is made that this connection still has to be sent, and was for a while."""
         waits = bool(self.total_outbufs_len) and not self.requests
-        return waits and time.monotonic() - self._served_at > _READ_SECONDS
+        return waits and time.monotonic() - self.served_at > _READ_SECONDS
 
 
 class Server(TcpWSGIServer):
@@ -247,6 +247,8 @@ class Server(TcpWSGIServer):
                 self._from_loop(channel.abandon)
             elif channel.is_overdue(self.options):
                 channel.will_close = True
+        for greedy in excess(each for each in channels if now - each.served_at > _READ_SECONDS):
+            self._from_loop(greedy.abandon)
         self._make_room()
 
     def handle_accept(self) -> None:

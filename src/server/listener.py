@@ -20,6 +20,7 @@ from waitress.task import ThreadedTaskDispatcher
 
 from ..resilience.sizing import OTHER_FILES
 from .channel import Server
+from .output import IN_MEMORY, UNREAD_STREAM
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,8 +43,6 @@ _CROWD = 64
 _CROWD_PAUSE_SECONDS = 0.002
 _LAST_WORDS_SECONDS = 2.0
 """Time to deliver the error events of requests that the drain cut off."""
-_LARGEST_ANSWER = 64 * 1024 * 1024
-"""Bytes that may wait for a slow reader before its thread waits too; beyond 1 MiB on disk."""
 
 
 def _nothing() -> None:
@@ -177,7 +176,8 @@ def _adjustments(options: ServerOptions, sockets: list[socket.socket]) -> Adjust
         max_request_body_size=options.max_body_bytes + options.max_body_bytes // 4 + 65536,
         max_request_header_size=64 * 1024,
         recv_bytes=64 * 1024,
-        outbuf_high_watermark=_LARGEST_ANSWER,
+        outbuf_high_watermark=UNREAD_STREAM,
+        outbuf_overflow=IN_MEMORY,
         channel_timeout=max(1, int(options.idle_seconds)),
         cleanup_interval=1,
         # Nobody trusts these headers here, but the metrics look whether there are any.

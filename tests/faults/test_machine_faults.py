@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from support.asks import CHAT, NO_END, Ask
 from support.patient import patient
 
 if TYPE_CHECKING:
@@ -20,6 +21,16 @@ if TYPE_CHECKING:
     from support.patient import Patient
 
 _NARROW = ("--max-batch", "4", "--max-queue", "28")
+_LARGE = {
+    "model": "tiny",
+    "messages": [{"role": "user", "content": "on and on"}],
+    "n": 4,
+    "max_tokens": 400,
+    "logprobs": True,
+    "top_logprobs": 20,
+    "logit_bias": NO_END,
+}
+"""Its answer has almost 2 MB."""
 
 pytestmark = pytest.mark.battery
 
@@ -64,17 +75,24 @@ def test_the_collector_fails(
 def test_no_file_can_be_written(
     tiny_model: Path, examine: Callable[[Patient], Examination]
 ) -> None:
-    """The disk is full: large bodies are refused in words or served, small ones are served."""
+    """The disk is full: large bodies are refused in words or served; small ones are served, and
+    answers of megabytes come whole.
+    """
     with patient(tiny_model, *_NARROW) as server:
         examination = examine(server)
         asks = examination.draw(10)
+        asks += [Ask(CHAT, _LARGE | {"stream": stream}) for stream in (False, True)]
         process = psutil.Process(server.pid)
         before = process.rlimit(resource.RLIMIT_FSIZE)
+        process.rlimit(resource.RLIMIT_FSIZE, (0, before[1]))
         with examination.load(asks) as load:
-            process.rlimit(resource.RLIMIT_FSIZE, (0, before[1]))
             large = examination.send_raw(b" " * 3_000_000)
         process.rlimit(resource.RLIMIT_FSIZE, before)
         if large.split()[1] == b"503":
             examination.sent_besides(-1)  # refused before a route could count it
         assert large.split()[1] in {b"400", b"413", b"503", b"507"}, large[:200]
+        assert [["length"]] * 8 == [
+            end for reply in load.replies[-2:] for end in reply.finishes.values()
+        ]
+        assert "client_left" not in "".join(server.log)
         examination.judge(load)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["Ask", "Client", "Reply", "ask_all", "draw_asks", "sequences_of"]
+__all__ = ["CHAT", "NO_END", "Ask", "Client", "Reply", "ask_all", "draw_asks", "sequences_of"]
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -34,7 +34,7 @@ _WORDS = [
     "grey",
     "stones",
 ]
-_NO_END = {str(token): -100 for token in range(256, 260)}
+NO_END = {str(token): -100 for token in range(256, 260)}
 """Bias that keeps the tiny model from ending early, so that a fault finds it at work."""
 _PATIENCE = 45.0
 
@@ -109,7 +109,7 @@ def _draw_ask(draw: random.Random, mark: str, tokens: int) -> Ask:
         "max_tokens": draw.randrange(tokens // 2, tokens),
         "temperature": 0,
         "stream": draw.random() < 0.6,
-        "logit_bias": _NO_END,
+        "logit_bias": NO_END,
     }
     kind = draw.choice(["greedy", "greedy", "seeded", "choices", "stop", "prompts"])
     if kind in {"seeded", "choices"}:
