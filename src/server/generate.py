@@ -10,7 +10,6 @@ from flask import Response, g, request
 from ..resilience.deadline import Deadlines
 from ..resilience.errors import (
     ModelNotFoundError,
-    PharosError,
     RequestError,
 )
 from ..telemetry.http import exchange_of
@@ -84,9 +83,6 @@ class GenerateRoute:
         exchange_of(request.environ).generation = draft
         try:
             return self._answer(family, draft)
-        except PharosError as error:
-            draft.fail(error)
-            raise
         except ClientGoneError:
             draft.left = True
             raise

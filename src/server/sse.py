@@ -6,7 +6,6 @@ import logging
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from ..resilience.errors import PharosError
 from .foreign_errors import told_error
 from .json_text import DONE, KEEP_ALIVE, error_event
 from .run import ClientGoneError
@@ -68,12 +67,10 @@ class EventStream:
             yield from self._answer()
         except ClientGoneError:
             self._draft.left = True
-        except PharosError as error:
-            self._draft.fail(error)
-            yield error_event(error)
         except Exception as error:  # noqa: BLE001 - the border of the request, which tells its client
-            _log.exception("the stream of request %s failed", self._request_id)
             failure = told_error(error)
+            if failure is not error:
+                _log.exception("the stream of request %s failed", self._request_id)
             self._draft.fail(failure)
             yield error_event(failure)
 
