@@ -23,7 +23,7 @@ from .settings import STARTER, Settings, default_cache_dir
 from .sources import ConfigurationError, Problem, load_settings, unknown_variable, variable_of
 from .telemetry.otlp import otlp_problems
 from .validation import DependencyError, ValidationError
-from .validation.access import OPEN_MEND, check_access, exposure
+from .validation.access import check_access, exposures
 from .validation.address import find_free_port, listener_beside, overlap, try_to_listen
 from .validation.packages import (
     MLX_BACKENDS,
@@ -82,7 +82,7 @@ def configure(arguments: Sequence[str] = ()) -> Settings:
 
 _ADDRESS = frozenset({"host", "port", "api_key", "api_keys_file", "allow_open_network"})
 """Settings that make up who can come in, together."""
-_OPERATIONS = frozenset({"ops_host", "ops_port"})
+_OPERATIONS = (_ADDRESS - {"host", "port"}) | {"ops_host", "ops_port", "metrics_api_key"}
 
 
 class ConfigValidator:
@@ -213,10 +213,10 @@ class ConfigValidator:
         return keys
 
     def validate_access(self) -> None:
-        """Check that strangers cannot use the model, unless they may.
+        """Check that strangers cannot come in, unless they may.
 
         Raises:
-            ValidationError: The server would listen to a network without a key.
+            ConfigurationError: The server would listen to a network without a key.
         """
         check_access(self._settings)
 
@@ -255,8 +255,8 @@ class ConfigValidator:
         """Return what does not keep the server from serving, but should be known before it does."""
         settings = self._settings
         found: list[Problem] = []
-        if settings.allow_open_network and (text := exposure(settings)):
-            found.append(Problem(subject="host", text=f"{text}; {OPEN_MEND}"))
+        if settings.allow_open_network:
+            found += exposures(settings)
         if beside := listener_beside(settings.host, settings.port):
             text = f"{beside} is another program's; clients that say localhost may reach that one"
             found.append(Problem(subject="port", text=f"{text}; choose another with --port"))

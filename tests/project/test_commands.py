@@ -20,7 +20,7 @@ from mlx_pharos.engine.models.source import STARTER_ENTRY
 from mlx_pharos.engine.models.store import Store
 from mlx_pharos.settings import Settings
 from mlx_pharos.sources import SECRETS, flag_of
-from mlx_pharos.validation.access import exposure
+from mlx_pharos.validation.access import exposures
 from support.gguf_writer import write_tiny_gguf
 from support.served import serve_model
 from support.tiny_model import write_tiny_model
@@ -165,7 +165,35 @@ def test_strangers_can_come_in_only_over_the_network_without_a_key(
 ) -> None:
     """A server is exposed where it listens beyond the machine and asks for no key."""
     settings = Settings.model_validate({"host": host, "api_key": key})
-    assert bool(exposure(settings)) is exposed
+    assert bool(exposures(settings)) is exposed
+
+
+@pytest.mark.parametrize(
+    ("fields", "exposed"),
+    [
+        ({"ops_host": "0.0.0.0"}, False),
+        ({"ops_host": "0.0.0.0", "ops_port": 0}, True),
+        ({"ops_host": "::", "ops_port": 9090}, True),
+        ({"ops_host": "127.0.0.2", "ops_port": 0}, False),
+        ({"ops_host": "0.0.0.0", "ops_port": 0, "api_key": "secret"}, False),
+        ({"ops_host": "0.0.0.0", "ops_port": 0, "metrics_api_key": "secret"}, False),
+    ],
+)
+def test_strangers_cannot_look_at_operations_without_a_key(
+    fields: dict[str, object], *, exposed: bool
+) -> None:
+    """The port for operations is judged as the main one, where there is such a port."""
+    found = exposures(Settings.model_validate(fields))
+    assert (["ops_host"] if exposed else []) == [each.subject for each in found]
+
+
+def test_serve_refuses_operations_for_strangers() -> None:
+    """Nothing is started, and the report names the address and what to do."""
+    done = _pharos("serve", "--port", "0", "--ops-port", "0", "--ops-host", "0.0.0.0")
+    assert done.returncode == 2
+    assert "everybody who reaches it could see how the server is" in done.stderr
+    for mend in ("PHAROS_METRICS_API_KEY", "127.0.0.1", "--allow-open-network"):
+        assert mend in done.stderr
 
 
 def test_serve_refuses_a_network_without_a_key() -> None:
