@@ -134,6 +134,10 @@ class Parser(HTTPRequestParser):
             raise ParsingError(message)
         if codings and self.body_rcv is not None:
             self.body_rcv = Chunks(self.body_rcv.getbuf())
+        parsed = vars(self)
+        if parsed["proxy_scheme"]:
+            # A target with a host of its own: that one counts, and the header does not.
+            parsed["headers"]["HOST"] = parsed["proxy_netloc"]
         hosts = len(_HOSTS.findall(header_plus))
         if hosts > 1 or (self.version == "1.1" and not hosts):
             message = "The header Host must be there once"

@@ -8,7 +8,7 @@ import pytest
 
 from mlx_pharos.resilience.errors import HostForbiddenError, OriginForbiddenError
 from mlx_pharos.server.hosts import Hosts, Origins
-from support.client import CHAT, chat_body
+from support.client import CHAT, chat_body, read_answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -89,6 +89,25 @@ def test_no_route_answers_to_a_foreign_host(server: RunningServer, path: str) ->
 
     assert (403, "host_forbidden") == (answer.status, answer.error["code"])
     assert "allowed_hosts" in answer.error["message"]
+
+
+@pytest.mark.parametrize(
+    ("target", "host", "status"),
+    [
+        ("http://evil.example/livez", "localhost", 403),
+        ("http://localhost@evil.example/livez", "localhost", 403),
+        ("http:///livez", "localhost", 403),
+        ("http://localhost/livez", "localhost", 200),
+        ("http://127.0.0.1:80/livez", "evil.example", 200),
+    ],
+)
+def test_a_host_in_the_target_is_the_one_that_counts(
+    server: RunningServer, target: str, host: str, status: int
+) -> None:
+    """As RFC 9112 has it: the header then says nothing."""
+    with server.connect() as connection:
+        connection.sendall(f"GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        assert str(status).encode() == read_answer(connection)[0].split()[1]
 
 
 def test_a_foreign_page_generates_nothing(server: RunningServer) -> None:
