@@ -25,9 +25,11 @@ if TYPE_CHECKING:
 
     from .options import ServerOptions
 
-__all__ = ["Parser"]
+__all__ = ["Chunks", "Parser"]
 
 _CODINGS = re.compile(rb"\r\ntransfer-encoding[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE)
+_BARE = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
+"""A line feed without its carriage return, or the other way round."""
 _FOLD = re.compile(rb"\r\n[ \t]")
 _HOSTS = re.compile(rb"\r\nhost[ \t]*:", re.IGNORECASE)
 _MARKS = re.compile(rb"\r\n(x-request-id|traceparent)[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE)
@@ -36,6 +38,8 @@ _SIZE_LINE = 1024
 """Bytes of a chunk's size with its extensions: nobody sends any."""
 _UNREAD = "_OTHER"
 """The method where none could be read; WSGI wants one."""
+_TRAILER = 8192
+"""Bytes of headers behind a chunked body, which nobody reads."""
 _STORAGE_SECONDS = 10.0
 """Who has to make room needs a moment."""
 
@@ -44,7 +48,8 @@ class Chunks(ChunkedReceiver):
     """Reads a chunked body strictly.
 
     waitress takes a size with a line feed behind it for a size, and waits for
-    more where a line feed alone ends it.
+    more where a line feed alone ends it. Behind the last chunk it takes any
+    bytes, and without a bound.
     """
 
     def received(self, s: bytes) -> int:
@@ -54,6 +59,9 @@ class Chunks(ChunkedReceiver):
             piece = s[taken : self._border(s, taken)]
             if self._in_size and not _may_be_size(self.control_line + piece):
                 self.error = BadRequest("The size of a chunk must be short and end with CR LF")
+                return len(s)
+            if self.all_chunks_received and not _may_be_trailer(self.trailer + piece):
+                self.error = BadRequest("What follows a body must be short, in lines of CR LF")
                 return len(s)
             taken += super().received(piece)
         return taken
@@ -75,6 +83,14 @@ def _may_be_size(line: bytes) -> bool:
     """Return whether a line, or the beginning of one, can be a chunk's size."""
     ended = line.endswith(b"\n")
     return len(line) <= _SIZE_LINE and (not ended or line.removesuffix(b"\r\n") not in {b"", line})
+
+
+def _may_be_trailer(data: bytes) -> bool:
+    """Return whether bytes behind the last chunk, up to their empty line, can be its trailer."""
+    if data.startswith(b"\r\n"):
+        return True
+    trailer, end, _ = data.partition(b"\r\n\r\n")
+    return len(trailer) <= _TRAILER and not _BARE.search(trailer + end)
 
 
 class Parser(HTTPRequestParser):

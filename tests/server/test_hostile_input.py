@@ -9,7 +9,9 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from waitress.buffers import OverflowableBuffer
 
+from mlx_pharos.server.parser import Chunks
 from support.client import CHAT, COMPLETIONS, chat_body, read_answer, wait_until
 
 if TYPE_CHECKING:
@@ -119,6 +121,23 @@ HEADS = {
         b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1;" + b"a" * 2000,
         400,
     ),
+    "LF in a trailer": (
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nA: b\nC: d\r\n\r\n",
+        400,
+    ),
+    "LF before a trailer": (
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\nA: b\r\n\r\n",
+        400,
+    ),
+    "CR in a trailer": (
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nA: b\rC: d\r\n\r\n",
+        400,
+    ),
+    "long trailer": (
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nA: "
+        + b"a" * 10_000,
+        400,
+    ),
     "bad chunk": (
         b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
         400,
@@ -204,6 +223,30 @@ def test_a_100_mb_body_is_a_413_before_it_is_sent(server: RunningServer) -> None
         assert answer.startswith(b"HTTP/1.1 413 ")
         connection.shutdown(socket.SHUT_RDWR)
         thread.join()
+
+
+@pytest.mark.parametrize(
+    ("tail", "good"),
+    [
+        (b"\r\n", True),
+        (b"A: b\r\nC: d\r\n\r\n", True),
+        (b"A: b\nC: d\r\n\r\n", False),
+        (b"A: b\r\r\n\r\n", False),
+        (b"\nA: b\r\n\r\n", False),
+    ],
+)
+def test_a_trailer_is_read_the_same_however_it_comes(tail: bytes, good: bool) -> None:
+    """Cut at any byte; what comes behind it belongs to the next request."""
+    data, following = b"2\r\nab\r\n0\r\n" + tail, b"GET /\n"
+    for cut in range(1, len(data)):
+        chunks = Chunks(OverflowableBuffer(1024))
+        pieces = [data[:cut], data[cut:] + following]
+        taken = 0
+        while pieces and not chunks.completed and not chunks.error:
+            taken += chunks.received(pieces.pop(0))
+        assert good is not bool(chunks.error), cut
+        if good:
+            assert (True, len(data), 2) == (chunks.completed, taken, len(chunks)), cut
 
 
 def test_a_chunked_body_over_the_limit_is_a_413(server: RunningServer) -> None:
