@@ -62,7 +62,10 @@ class _Gate:
         self._keys = options.api_keys
         self._hosts = Hosts(options.host, options.allowed_hosts)
         self._operation_hosts = Hosts(options.operations_host, options.allowed_hosts)
-        self._origins = Origins(options.allowed_origins)
+        self._origins = Origins(
+            options.allowed_origins,
+            names_are_known=bool(options.api_keys) or not self._hosts.guessed,
+        )
         self._rates = rates
 
     def judge(self) -> Response | None:

@@ -34,16 +34,18 @@ class Hosts:
     """
 
     def __init__(self, bound: str, allowed: Sequence[str]) -> None:
-        # An address that a network reaches has names that are not known here, and asks for a key,
-        # which no page can send.
-        self._everything = ALL in allowed or not (allowed or _is_loopback(bound))
+        # An address that a network reaches has names that are not known here. It asks for a key,
+        # which no page can send; where it does not, see Origins.
+        self.guessed = not (allowed or _is_loopback(bound))
+        """Whether every name is taken because nobody said which are the server's."""
+        self._everything = ALL in allowed or self.guessed
         self._names = {bound.lower(), *(name.lower() for name in allowed)}
 
     def check(self, header: str | None) -> None:
         """Raise :class:`HostForbiddenError` where the header names somebody else."""
         if header is None or self._everything:
             return
-        name = _PORT.sub("", header.strip().lower()).strip("[]").removesuffix(".")
+        name = _name(header)
         if name in self._names or _is_loopback(name):
             return
         if any(each.startswith(".") and name.endswith(each) for each in self._names):
@@ -56,9 +58,16 @@ class Hosts:
 
 
 class Origins:
-    """The origins whose pages may use the server: its own, and those that were allowed. Immutable."""
+    """The origins whose pages may use the server: its own, and those that were allowed. Immutable.
 
-    def __init__(self, allowed: Sequence[str]) -> None:
+    Args:
+        allowed: Origins of others.
+        names_are_known: False where any name might be one that a hostile page has pointed here,
+            and nothing else keeps that page out; then its own origin is one of an address.
+    """
+
+    def __init__(self, allowed: Sequence[str], *, names_are_known: bool = True) -> None:
+        self._names_are_known = names_are_known
         self._everything = ALL in allowed
         self._allowed = frozenset(origin.lower() for origin in allowed)
 
@@ -69,11 +78,13 @@ class Origins:
             origin: The header of that name; programs that are no browsers send none.
             host: The header of that name.
         """
-        if origin is None or self.allows(origin) or _same_host(origin, host or ""):
+        if origin is None or self.allows(origin):
+            return
+        if _same_host(origin, host or "") and (self._names_are_known or _is_address(host or "")):
             return
         message = (
             "Web pages of this origin may not use the server. Its setting allowed_origins "
-            "can allow them."
+            "can allow them, or allowed_hosts where the name is the server's own."
         )
         raise OriginForbiddenError(message)
 
@@ -89,6 +100,21 @@ def _same_host(origin: str, host: str) -> bool:
         return False
     default = _DEFAULT_PORTS.get(scheme, "")
     return place.removesuffix(default) == host.strip().lower().removesuffix(default)
+
+
+def _name(header: str) -> str:
+    """Return a Host without its port."""
+    return _PORT.sub("", header.strip().lower()).strip("[]").removesuffix(".")
+
+
+def _is_address(host: str) -> bool:
+    """Whether a Host is an address, or this machine: nobody can point those elsewhere."""
+    name = _name(host)
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return _is_loopback(name)
+    return True
 
 
 def _is_loopback(name: str) -> bool:

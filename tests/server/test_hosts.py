@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from mlx_pharos.resilience.api_keys import ApiKey
 from mlx_pharos.resilience.errors import HostForbiddenError, OriginForbiddenError
 from mlx_pharos.server.hosts import Hosts, Origins
 from support.client import CHAT, chat_body, read_answer
@@ -39,8 +40,6 @@ BAD_HOSTS = [
 @pytest.fixture(scope="module")
 def cors(tiny_model: Path, serving: Callable[..., Any]) -> Iterator[RunningServer]:
     """A server that lets one origin in, and asks for a key."""
-    from mlx_pharos.resilience.api_keys import ApiKey
-
     keys = (ApiKey.of("one", "secret"),)
     with serving(tiny_model, ready=False, allowed_origins=(PAGE,), api_keys=keys) as running:
         yield running
@@ -80,6 +79,43 @@ def test_a_page_of_the_server_itself_is_no_stranger() -> None:
     for other in ("http://localhost:3000", "null", "", "https://evil.example"):
         with pytest.raises(OriginForbiddenError):
             origins.check(other, "localhost:8080")
+
+
+def test_a_page_whose_name_was_pointed_at_an_open_server_is_a_stranger() -> None:
+    """Where no key and no name keeps it out, its Origin is its Host and still not the server's;
+    an address cannot be pointed elsewhere.
+    """
+    origins = Origins((PAGE,), names_are_known=False)
+    for same in ("10.0.0.5:8080", "[fe80::1]:8080", "localhost:8080"):
+        origins.check(f"http://{same}", same)
+    origins.check(PAGE, "10.0.0.5")
+    origins.check(None, "evil.example")
+    for name in ("evil.example:8080", "10.0.0.5.evil.example", ""):
+        with pytest.raises(OriginForbiddenError):
+            origins.check(f"http://{name}", name)
+
+
+@pytest.mark.parametrize(
+    ("settings", "status"),
+    [
+        ({}, 403),
+        ({"allowed_hosts": ("evil.example",)}, 200),
+        ({"allowed_origins": ("http://evil.example",)}, 200),
+        ({"api_keys": (ApiKey.of("one", "secret"),)}, 401),
+    ],
+)
+def test_an_open_server_without_a_key_takes_no_name_for_its_own(
+    tiny_model: Path, serving: Callable[..., Any], settings: dict[str, Any], status: int
+) -> None:
+    """A rebound page generates nothing, unless the operator knows the name; a key needs no such
+    rule. Programs, which send no Origin, may use any name.
+    """
+    with serving(tiny_model, host="0.0.0.0", **settings) as open_server:
+        headers = {"Host": "evil.example", "Origin": "http://evil.example"}
+        answer = open_server.post(CHAT, chat_body(max_tokens=2), **headers)
+        assert status == answer.status
+        if not settings:
+            assert 200 == open_server.post(CHAT, chat_body(), Host="gpu-box:8080").status
 
 
 @pytest.mark.parametrize("path", ["/livez", "/v1/models", "/openapi.json", "/metrics", "/nowhere"])
