@@ -1,7 +1,7 @@
 """The tiny model with code that does to its process what a bug in a model or in MLX can do.
 
 Its text is the tiny model's. But a prompt with one of these characters kills,
-stops or slows the engine that reads it, each time anew; none of them is ever
+stops, slows or fails the engine that reads it, each time anew; none of them is ever
 generated.
 """
 
@@ -15,7 +15,7 @@ from support.tiny_model import write_tiny_model
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["KILLS", "LOCKS_UP", "SEGFAULTS", "SLEEPS", "SLOWS", "write_dangerous_model"]
+__all__ = ["FAILS", "KILLS", "LOCKS_UP", "SEGFAULTS", "SLEEPS", "SLOWS", "write_dangerous_model"]
 
 KILLS = "\x01"
 """As the kernel does when memory runs out."""
@@ -27,6 +27,8 @@ LOCKS_UP = "\x04"
 """A step that never returns, and keeps all other threads of Python from running."""
 SLOWS = "\x05"
 """A chunk or step takes a third of a second, but ends."""
+FAILS = "\x06"
+"""A step that ends with an error, as on Metal when a kernel takes too long; the process goes on."""
 
 _CODE = '''\
 """The tiny llama, with characters that it cannot stand."""
@@ -55,6 +57,10 @@ class Model(_Llama):
             sum(itertools.repeat(0))
         if 5 in seen:
             time.sleep(0.3)
+        if 6 in seen:
+            raise RuntimeError(
+                "[METAL] Command buffer execution failed: Caused GPU Timeout Error (00000002:kIOGPU)"
+            )
         return super().__call__(inputs, *args, **kwargs)
 '''
 

@@ -70,13 +70,21 @@ def tiny_costs(loaded: LoadedModel) -> MemoryCosts:
 class DrivenEngine:
     """A scheduler with the tiny model and so much memory, driven in the test's thread."""
 
-    def __init__(self, loaded: LoadedModel, *, room: int, **guard: Any) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        *,
+        room: int,
+        vocabulary: Vocabulary | None = None,
+        cache_bytes: int | None = None,
+        **guard: Any,
+    ) -> None:
         GreedyRunner.failures = 0
         self.items: queue.SimpleQueue[InboxItem] = queue.SimpleQueue()
         self.clock = SimulatedClock()
         self.events: list[StepEvent] = []
         self.steps: list[Step] = []
-        self.cache = PromptCache(limit_bytes=room)
+        self.cache = PromptCache(limit_bytes=room if cache_bytes is None else cache_bytes)
         options: dict[str, Any] = {"headroom": lambda: 1 << 40, "clock": self.clock} | guard
         options.setdefault("costs", tiny_costs(loaded))
         self.guard = make_guard(loaded, self.cache, SIZE, room=room, **options)
@@ -84,7 +92,7 @@ class DrivenEngine:
             lambda: GreedyRunner(loaded.model, eos_token_ids=(), size=SIZE, wired_limit=False),
             self.cache,
             self.guard,
-            Vocabulary(loaded.tokenizer),
+            vocabulary or Vocabulary(loaded.tokenizer),
             context_length=loaded.context_length,
             vocabulary_size=loaded.vocabulary_size,
             inbox=self.items,
@@ -98,23 +106,29 @@ class DrivenEngine:
             self.steps.append(message)
             self.events += message.events
 
-    def submit(self, request_id: int, *, prompt: int = PROMPT, max_tokens: int = 0) -> None:
-        """Let a request arrive, tokenized."""
-        tokens = [65 + (request_id * 7 + place) % 50 for place in range(prompt)]
+    def submit(
+        self, request_id: int, *, prompt: int | list[int] = PROMPT, max_tokens: int = 0, **more: Any
+    ) -> None:
+        """Let a request arrive, tokenized.
+
+        Args:
+            request_id: Unique.
+            prompt: Its tokens, or how many; then they depend on the id.
+            max_tokens: 0 is as many as there is room for.
+            more: Other fields of :class:`Submit`.
+        """
+        if isinstance(prompt, int):
+            prompt = [65 + (request_id * 7 + place) % 50 for place in range(prompt)]
+        fields: dict[str, Any] = {"sampling": GREEDY, "n": 1, "stop": (), "logprobs": False} | more
         submit = Submit(
             id=request_id,
-            prompt=TokenPrompt(tuple(tokens)),
-            sampling=GREEDY,
-            n=1,
+            prompt=TokenPrompt(tuple(prompt)),
             max_tokens=max_tokens,
-            stop=(),
-            logprobs=False,
-            top_logprobs=0,
-            submitted_at=0.0,
+            **{"top_logprobs": 0, "submitted_at": 0.0} | fields,
         )
         self._accepted += 1
         self.items.put(Arrived(request_id))
-        self.items.put(Prepared(submit, tokens, float(self._accepted)))
+        self.items.put(Prepared(submit, prompt, float(self._accepted)))
 
     def step(self, times: int) -> None:
         """Step so often, unless there is nothing to do; nothing is ever promised beyond the limit."""
@@ -126,17 +140,20 @@ class DrivenEngine:
             assert 0 <= ledger.reserved_bytes <= ledger.limit_bytes
             assert self.cache.size_bytes <= ledger.spare_bytes
 
-    def tokens(self, request_id: int) -> list[int]:
-        """What a request has generated."""
-        return [
-            token
-            for event in self.events
-            if isinstance(event, Delta) and event.id == request_id
-            for token in event.tokens
-        ]
+    def tokens(self, request_id: int, choice: int = 0) -> list[int]:
+        """What a choice of a request has generated."""
+        return [token for delta in self._deltas(request_id, choice) for token in delta.tokens]
+
+    def text(self, request_id: int, choice: int = 0) -> str:
+        """The text of a choice of a request."""
+        return "".join(delta.text for delta in self._deltas(request_id, choice))
+
+    def _deltas(self, request_id: int, choice: int) -> list[Delta]:
+        deltas = [each for each in self.events if isinstance(each, Delta) and each.id == request_id]
+        return [each for each in deltas if each.choice == choice]
 
     def ends(self, request_id: int) -> list[str]:
-        """How a request ended: exactly one entry."""
+        """How a request ended: exactly one entry per choice, or one for all."""
         return [
             event.reason
             for event in self.events

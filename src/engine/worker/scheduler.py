@@ -31,6 +31,7 @@ from .logprobs import step_logprobs
 from .memory_guard import is_allocation_failure
 from .meter import StepMeter
 from .sequence import Request, Sequence, make_sequences
+from .suspects import Suspects
 from .waiting import WaitingSequences
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ class Scheduler:
         self._tokenizing: dict[int, bool] = {}
         """Requests between Arrived and Prepared; True once cancelled."""
         self._requests: dict[int, Request] = {}
+        self._suspects = Suspects()
         self._waiting = WaitingSequences()
         self._running: dict[int, Sequence] = {}
         self._growing: list[Sequence] = []
@@ -193,14 +195,17 @@ class Scheduler:
     def _admit(self) -> None:
         """Start what waits and has memory, in its turn: nothing passes what waits for memory."""
         while self._waiting and len(self._running) < self._runner.size.batch:
-            sequence = self._waiting.peek()
+            trial = self._suspects.on_trial
+            sequence = self._waiting.first_of(trial) if trial else self._waiting.peek()
+            if sequence is None:
+                return
             if not self._guard.admit(sequence, alone=not self._running):
                 if self._running:
                     return
                 # Its size was checked, so this is not seen.
                 self._fail({sequence.request}, OUT_OF_MEMORY)
                 continue
-            self._waiting.pop()
+            self._waiting.pop(sequence)
             failure: Exception | None = None
             try:
                 self._start(sequence)
@@ -251,7 +256,7 @@ class Scheduler:
         self._guard.preemptions += len(sequences)
 
     def _run(self) -> None:
-        """Run one step. A step that fails takes the sequences in it along, not the engine."""
+        """Run one step. One that fails interrupts the sequences in it, and ends no engine."""
         failure: Exception | None = None
         try:
             self._before_step()
@@ -261,6 +266,7 @@ class Scheduler:
             for chunk in step.prefilled:
                 self._prefilled(chunk)
             self._sampled(step)
+            self._suspects.acquit()
         except Exception as error:  # noqa: BLE001 - models and MLX raise anything; see below
             _log.exception("a step with %d sequences failed", len(self._running))
             failure = error.with_traceback(None)  # its frames hold what could be freed
@@ -297,16 +303,7 @@ class Scheduler:
             sequence.first_token_at = now
         if not sequence.generated:
             self._guard.start_decoding(sequence)
-        sequence.completion_tokens += 1
-        sequence.generated.append(sample.token)
-        text, stopped = "", False
-        if sample.finish != "stop":  # the end-of-sequence token has no text
-            text, stopped = sequence.assembler.add(sample.token)
-        reason: FinishReason | None = "stop" if stopped else sample.finish
-        if reason is not None and not stopped:
-            rest, met = sequence.assembler.finish()
-            text += rest
-            reason = "stop" if met else reason
+        text, reason = sequence.take(sample.token, sample.finish)
         self._events.append(
             Delta(
                 id=request.id,
@@ -347,6 +344,7 @@ class Scheduler:
         sequence.request.live.discard(sequence)
         if not sequence.request.live:
             del self._requests[sequence.request.id]
+            self._suspects.forget(sequence.request)
 
     def _replace_runner(self, error: Exception) -> None:
         """Begin with a new runner: what the failed step left in the old one is unknown."""
@@ -360,20 +358,21 @@ class Scheduler:
         self._end_or_retry(interrupted, error)
 
     def _end_or_retry(self, interrupted: list[Sequence], error: Exception) -> None:
-        """End requests whose step failed. Where memory was missing each is tried once more.
+        """Let what a failure interrupted begin again, but for requests that it ends.
 
         Raises:
             MemoryError: Memory was missing again and again, whatever was freed.
         """
         requests = {sequence.request for sequence in interrupted}
-        if not is_allocation_failure(error):
-            self._fail(requests, type(error).__name__)
-            return
-        self._guard.recover(error, self._errors)
-        self._requeue([each for each in interrupted if not each.request.retried])
-        self._fail({request for request in requests if request.retried}, OUT_OF_MEMORY)
-        for request in requests:
-            request.retried = True
+        if is_allocation_failure(error):
+            self._guard.recover(error, self._errors)
+            ended, reason = {each for each in requests if each.retried}, OUT_OF_MEMORY
+            for request in requests:
+                request.retried = True
+        else:
+            ended, reason = self._suspects.charge(requests), type(error).__name__
+        self._requeue([each for each in interrupted if each.request not in ended])
+        self._fail(ended, reason)
 
     def _fail(self, failed: set[Request], reason: str) -> None:
         """End requests with an error, whatever their sequences do now."""

@@ -10,6 +10,9 @@ from .guarded_cache import CacheUse
 from .text import TextAssembler
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Literal
+
     from ..protocol import FinishReason, Submit
     from .vocabulary import Vocabulary
 
@@ -50,7 +53,9 @@ class Sequence:
 
     request: Request
     choice: int
-    assembler: TextAssembler
+    make_assembler: Callable[[], TextAssembler]
+    assembler: TextAssembler = field(init=False)
+    """Its text since it was started last; what went into it before a step failed is not trusted."""
     resumed: tuple[int, ...] = ()
     """Tokens that were generated before it was started last, by this engine or the one before.
     They are prefilled like the prompt's, and count as generated everywhere else."""
@@ -78,10 +83,31 @@ class Sequence:
 
     def start(self, in_cache: int, *, at: float) -> None:
         """Note that it leaves the queue, with so many known tokens from the prompt cache."""
+        self.assembler = self.make_assembler()
+        self.assembler.recall(self.resumed)
         if not self.prefill_at:
             self.prefill_at = at
             self.cached_tokens = min(in_cache, len(self.request.tokens))
         self.in_cache = in_cache
+
+    def take(
+        self, token: int, finish: Literal["stop", "length"] | None
+    ) -> tuple[str, FinishReason | None]:
+        """Take a token from the runner; return the text to send, and why it is the last, if it is.
+
+        Where this fails, the token was not taken.
+        """
+        text, stopped = "", False
+        if finish != "stop":  # the end-of-sequence token has no text
+            text, stopped = self.assembler.add(token)
+        reason: FinishReason | None = "stop" if stopped else finish
+        if reason is not None and not stopped:
+            rest, met = self.assembler.finish()
+            text += rest
+            reason = "stop" if met else reason
+        self.completion_tokens += 1
+        self.generated.append(token)
+        return text, reason
 
     def give_way(self) -> None:
         """Note that it goes back to the queue, from where it goes on after the tokens it has."""
@@ -110,15 +136,16 @@ class Sequence:
 def make_sequences(request: Request, vocabulary: Vocabulary) -> list[Sequence]:
     """Return the sequences that are still to run: all, or those that another engine left."""
     submit = request.submit
-    chat = isinstance(submit.prompt, ChatPrompt)
-    strip = chat and vocabulary.strips_first_space
+    strip = isinstance(submit.prompt, ChatPrompt) and vocabulary.strips_first_space
+
+    def assembler() -> TextAssembler:
+        return TextAssembler(vocabulary.decoder(), submit.stop, strip_first_space=strip)
+
     made: list[Sequence] = []
     for choice in range(submit.n):
         if choice in submit.ended:
             continue
         resumed = submit.resumed[choice] if submit.resumed else ()
-        assembler = TextAssembler(vocabulary.decoder(), submit.stop, strip_first_space=strip)
-        assembler.recall(resumed)
         sequence = Sequence(request, choice, assembler, resumed, leads=not made)
         sequence.completion_tokens = len(resumed)
         made.append(sequence)

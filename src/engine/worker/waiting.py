@@ -50,9 +50,14 @@ class WaitingSequences:
             return next(iter(lane))
         raise IndexError
 
-    def pop(self) -> Sequence:
-        """Take out whose turn is next; raises ``IndexError`` where nothing waits."""
-        sequence = self.peek()
+    def first_of(self, request: Request) -> Sequence | None:
+        """Return the first of a request's sequences that wait, and leave it there."""
+        lane = self._lanes.get(request.submit.tenant, ())
+        return next((each for each in lane if each.request is request), None)
+
+    def pop(self, sequence: Sequence | None = None) -> Sequence:
+        """Take out this one, or whose turn is next; raises ``IndexError`` where nothing waits."""
+        sequence = sequence or self.peek()
         tenant = sequence.request.submit.tenant
         self._take_out(tenant, sequence)
         if tenant in self._lanes:
