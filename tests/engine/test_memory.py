@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from dataclasses import replace
+from multiprocessing import Pipe
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import pytest
 
-from mlx_pharos.engine.protocol import Cancel, Finish
+from mlx_pharos.engine.protocol import (
+    OUT_OF_MEMORY,
+    Accepted,
+    Cancel,
+    Finish,
+    FromEngine,
+    Rejected,
+    Submit,
+    TokenPrompt,
+    decode_from_engine,
+    encode,
+)
+from mlx_pharos.engine.worker.inbox import Inbox, Outbox
 from mlx_pharos.engine.worker.meter import kv_bytes
 from mlx_pharos.engine.worker.prompt_cache import PromptCache
+from mlx_pharos.engine.worker.tokenizing import PromptEncoder
 from mlx_pharos.resilience.ledger import BLOCK
 from support.driven_engine import PROMPT, TOKENS, DrivenEngine, tiny_costs
+from support.engine import GREEDY
 
 if TYPE_CHECKING:
     from mlx_pharos.engine.models.loading import LoadedModel
@@ -70,6 +86,57 @@ def test_an_answer_without_a_limit_ends_where_memory_does(loaded: LoadedModel) -
     engine.step(2000)
     assert ["length"] == engine.ends(1)
     assert engine.guard.largest_tokens - PROMPT == len(engine.tokens(1))
+
+
+def _arrive(loaded: LoadedModel, engine: DrivenEngine, resumed: tuple[int, ...]) -> FromEngine:
+    """Send request 1 through the pipe, as one that has these tokens; return the engine's answer."""
+    submit = Submit(
+        id=1,
+        prompt=TokenPrompt(tuple(65 + (7 + place) % 50 for place in range(PROMPT))),
+        sampling=GREEDY,
+        n=1,
+        max_tokens=TOKENS,
+        stop=(),
+        logprobs=False,
+        top_logprobs=0,
+        submitted_at=0.0,
+        resumed=(resumed,) if resumed else (),
+    )
+    server, far = Pipe()
+    with contextlib.closing(server):
+        encoder = PromptEncoder(loaded.tokenizer, vocabulary_size=loaded.vocabulary_size)
+        context = loaded.context_length
+        inbox = Inbox(far, Outbox(far), encoder, engine.guard, context_length=context)
+        inbox.start()
+        server.send_bytes(encode(submit))
+        for _ in range(2):
+            engine.items.put(inbox.items.get(timeout=10))
+        return decode_from_engine(server.recv_bytes())
+
+
+def test_what_another_engine_has_begun_is_not_refused_for_its_size(
+    loaded: LoadedModel, alone: dict[int, list[int]]
+) -> None:
+    """A new request of that size is an error of the request. One that goes on ends where memory does,
+    and where not even a token more fits it is memory that was missing.
+    """
+    engine = _narrow(loaded, 1, 500)
+    most = engine.guard.largest_tokens - PROMPT
+    assert 65 < most < TOKENS - 10
+    refused = _arrive(loaded, engine, ())
+    assert isinstance(refused, Rejected)
+    assert "too_large" == refused.code
+
+    assert isinstance(_arrive(loaded, engine, tuple(alone[1][:65])), Accepted)
+    engine.step(2000)
+    assert ["length"] == engine.ends(1)
+    assert alone[1][65:most] == engine.tokens(1)
+
+    engine = _narrow(loaded, 1, 500)
+    assert isinstance(_arrive(loaded, engine, tuple(alone[1][: most + 5])), Accepted)
+    engine.step(2000)
+    assert [OUT_OF_MEMORY] == engine.ends(1)
+    assert engine.scheduler.idle
 
 
 def test_cancelling_gives_back_what_was_promised(loaded: LoadedModel) -> None:

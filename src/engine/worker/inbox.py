@@ -192,16 +192,20 @@ class Inbox:
         if len(tokens) >= self._context_length:
             self._reject(submit.id, "context_length_exceeded", len(tokens))
             return
-        if len(tokens) + self._answer_tokens(submit, tokens) > self._memory.largest_tokens:
-            self._reject(submit.id, "too_large", len(tokens))
-            return
-        if self._memory.retry_seconds and not submit.resumed:
-            self._reject(submit.id, "memory", len(tokens))
+        # An engine before this one, with more memory, may have accepted and half answered it.
+        if not submit.resumed and (shortage := self._shortage(submit, tokens)):
+            self._reject(submit.id, shortage, len(tokens))
             return
         now = time.monotonic()
         echo = self._encoder.decode(tokens) if submit.echo else ""
         self._outbox.send(Accepted(submit.id, len(tokens), now, echo))
         self.items.put(Prepared(submit, tokens, now))
+
+    def _shortage(self, submit: Submit, tokens: list[int]) -> RejectionCode | None:
+        """Return why there is no memory for a new request, if there is none."""
+        if len(tokens) + self._answer_tokens(submit, tokens) > self._memory.largest_tokens:
+            return "too_large"
+        return "memory" if self._memory.retry_seconds else None
 
     def _answer_tokens(self, submit: Submit, tokens: list[int]) -> int:
         """Return what the answer needs: all that was asked for, or a beginning of what was not."""

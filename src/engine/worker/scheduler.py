@@ -202,7 +202,7 @@ class Scheduler:
             if not self._guard.admit(sequence, alone=not self._running):
                 if self._running:
                     return
-                # Its size was checked, so this is not seen.
+                # Only of what an engine with more memory has accepted the size was not checked.
                 self._fail({sequence.request}, OUT_OF_MEMORY)
                 continue
             self._waiting.pop(sequence)
