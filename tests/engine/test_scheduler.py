@@ -143,10 +143,9 @@ def test_what_a_failed_step_interrupted_goes_on(bench: _Bench) -> None:
     bench.step(4)
     assert bench.pipe.of(1, Delta)
     _FailingRunner.failures = 1
-    bench.step(1)
-    figures = bench.pipe.steps[-1].figures
-    assert (0, 0) == (figures.batch_size, figures.seconds)  # no step of 0 s
     bench.step(60)
+    figures = [step.figures for step in bench.pipe.steps]
+    assert all(each.seconds > 0 for each in figures if each.batch_size)  # no step of 0 s
     disturbed = [bench.tokens(request_id) for request_id in (1, 2, 3)]
     for request_id in (1, 2, 3):
         assert not bench.pipe.of(request_id, Failed)
