@@ -33,6 +33,9 @@ _LOOK_SECONDS = 0.25
 """The machine's memory is looked at this often at most: it takes a fifth of a millisecond."""
 _GROW_BACK_SECONDS = 30.0
 """After so long without trouble a shrunken runner doubles, until it is as large as it was."""
+_QUIET_SECONDS = 3.0
+"""New work is refused for so long after the last trouble, and trouble starts at the bottom again. Long
+enough for what was freed to show, and short enough that who comes within 5 seconds is served."""
 _FLOOR_SHARE, _FLOOR_BYTES = 50, 256 << 20
 """Memory is short where less than this share (1/n) of the limit is free, and less than this."""
 _FAILURES_IN_A_ROW = 2
@@ -116,6 +119,7 @@ class MemoryGuard:
             measure=_resident if device == "cpu" else _held,
             clock=clock,
             listener=self._note,
+            quiet_seconds=_QUIET_SECONDS,
         )
 
     @property
