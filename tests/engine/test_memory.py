@@ -22,7 +22,6 @@ from mlx_pharos.engine.protocol import (
     Submit,
     TokenPrompt,
     decode_from_engine,
-    encode,
 )
 from mlx_pharos.engine.worker.inbox import Inbox, Outbox
 from mlx_pharos.engine.worker.meter import kv_bytes
@@ -97,7 +96,7 @@ def test_an_answer_without_a_limit_ends_where_memory_does(loaded: LoadedModel) -
 
 
 def _arrive(loaded: LoadedModel, engine: DrivenEngine, resumed: tuple[int, ...]) -> FromEngine:
-    """Send request 1 through the pipe, as one that has these tokens; return the engine's answer."""
+    """Let request 1 be accepted or not, as one that has these tokens; return what the server is told."""
     submit = Submit(
         id=1,
         prompt=TokenPrompt(tuple(65 + (7 + place) % 50 for place in range(PROMPT))),
@@ -115,8 +114,7 @@ def _arrive(loaded: LoadedModel, engine: DrivenEngine, resumed: tuple[int, ...])
         encoder = PromptEncoder(loaded.tokenizer, vocabulary_size=loaded.vocabulary_size)
         context = loaded.context_length
         inbox = Inbox(far, Outbox(far), encoder, engine.guard, context_length=context)
-        inbox.start()
-        server.send_bytes(encode(submit))
+        inbox._take(submit)  # as its reading thread does
         for _ in range(2):
             engine.items.put(inbox.items.get(timeout=10))
         return decode_from_engine(server.recv_bytes())
