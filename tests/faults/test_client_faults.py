@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from support.patient import patient
+from support.planted import planted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,7 +46,7 @@ def _connections(server: Patient, count: int, first: bytes) -> Iterator[list[soc
 
 def test_a_flood(tiny_model: Path, examine: Callable[[Patient], Examination]) -> None:
     """120 requests at once on 12 places: each is answered or told when to come back."""
-    with patient(tiny_model, "--max-batch", "4", "--max-queue", "8") as server:
+    with planted(tiny_model, "--max-batch", "4", "--max-queue", "8") as server:
         examination = examine(server)
         asks = examination.draw(6)
         with examination.load(asks * 20) as load:
@@ -60,7 +60,7 @@ def test_a_flood(tiny_model: Path, examine: Callable[[Patient], Examination]) ->
 def test_vanishing(tiny_model: Path, examine: Callable[[Patient], Examination], seed: int) -> None:
     """Two thirds of the clients leave, at once or in the middle; the others notice nothing."""
     draw = random.Random(seed)
-    with patient(tiny_model, "--max-batch", "4", "--max-queue", "124") as server:
+    with planted(tiny_model, "--max-batch", "4", "--max-queue", "124") as server:
         examination = examine(server)
         asks = [ask for ask in examination.draw(48) if ask.streams]
         leave = [draw.choice([0, draw.randrange(1, 40), None]) for _ in asks]
@@ -79,7 +79,7 @@ def test_many_connections(
     tiny_model: Path, examine: Callable[[Patient], Examination], first: bytes
 ) -> None:
     """300 connections that send nothing, or half a request, while others are served."""
-    with patient(tiny_model, "--max-batch", "4", "--max-queue", "28") as server:
+    with planted(tiny_model, "--max-batch", "4", "--max-queue", "28") as server:
         examination = examine(server)
         asks = examination.draw(10)
         with _connections(server, 300, first) as held, examination.load(asks) as load:
@@ -92,7 +92,7 @@ def test_many_connections(
 @pytest.mark.battery
 def test_stalled_readers(tiny_model: Path, examine: Callable[[Patient], Examination]) -> None:
     """Clients that ask for long streams and read none of them hold up nobody."""
-    with patient(
+    with planted(
         tiny_model, "--max-batch", "4", "--max-queue", "28", "--idle-timeout", "5"
     ) as server:
         examination = examine(server)
@@ -119,20 +119,11 @@ def test_stalled_readers(tiny_model: Path, examine: Callable[[Patient], Examinat
 @pytest.mark.battery
 def test_rubbish(tiny_model: Path, examine: Callable[[Patient], Examination]) -> None:
     """Bodies that are no requests, from 8 connections, while others are served."""
-    with patient(tiny_model, "--max-batch", "4", "--max-queue", "28") as server:
+    with planted(tiny_model, "--max-batch", "4", "--max-queue", "28") as server:
         examination = examine(server)
         asks = examination.draw(10)
         with examination.load(asks) as load:
             for body in _RUBBISH * 4:
-                head = "".join(f"{name}: {value}\r\n" for name, value in server.headers.items())
-                request = (
-                    f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n{head}"
-                    f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-                    "Connection: close\r\n\r\n"
-                )
-                with socket.create_connection(("127.0.0.1", server.port), 10) as connection:
-                    connection.sendall(request.encode() + body)
-                    status = connection.makefile("rb").readline().split()[1]
-                assert status in {b"400", b"404"}
-        examination.sent_besides(len(_RUBBISH) * 4)
+                answer = examination.send_raw(body)
+                assert answer.split()[1] in {b"400", b"404"}
         examination.judge(load)

@@ -11,7 +11,7 @@ import pytest
 
 from support.asks import Ask
 from support.dangerous_model import KILLS, SEGFAULTS, SLEEPS
-from support.patient import patient
+from support.planted import planted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +36,7 @@ def test_killed_at_work(
     tiny_model: Path, examine: Callable[[Patient], Examination], after: int
 ) -> None:
     """SIGKILL in prefill, in decode and near the end, with a queue behind the batch."""
-    with patient(tiny_model, *_NARROW) as server:
+    with planted(tiny_model, *_NARROW) as server:
         examination = examine(server)
         asks = examination.draw(16)
         with examination.load(asks, held=True) as load:
@@ -51,7 +51,7 @@ def test_crashed(
     tiny_model: Path, examine: Callable[[Patient], Examination], number: signal.Signals
 ) -> None:
     """What MLX does to its process where memory or a driver fails it."""
-    with patient(tiny_model, *_NARROW) as server:
+    with planted(tiny_model, *_NARROW) as server:
         examination = examine(server)
         asks = examination.draw(12)
         with examination.load(asks, held=True) as load:
@@ -64,7 +64,7 @@ def test_crashed(
 @pytest.mark.battery
 def test_killed_twice(tiny_model: Path, examine: Callable[[Patient], Examination]) -> None:
     """The engine that took over is killed too, as soon as it has said something."""
-    with patient(tiny_model, *_NARROW) as server:
+    with planted(tiny_model, *_NARROW) as server:
         examination = examine(server)
         asks = examination.draw(12, tokens=300)
         with examination.load(asks, held=True) as load:
@@ -105,7 +105,7 @@ def test_killed_with_no_file_left(
 @pytest.mark.battery
 def test_stopped(tiny_model: Path, examine: Callable[[Patient], Examination]) -> None:
     """SIGSTOP: it neither ends nor makes progress, and is taken for dead."""
-    with patient(tiny_model, *_NARROW, "--hang-timeout", "2") as server:
+    with planted(tiny_model, *_NARROW, "--hang-timeout", "2") as server:
         examination = examine(server)
         asks = examination.draw(12)
         with examination.load(asks, held=True) as load:
@@ -121,7 +121,7 @@ def test_one_request_is_deadly(
     dangerous_model: Path, examine: Callable[[Patient], Examination], what: str
 ) -> None:
     """One that kills, crashes or stops each engine ends with an error, and takes nobody along."""
-    with patient(dangerous_model, *_DANGEROUS, "--hang-timeout", "2") as server:
+    with planted(dangerous_model, *_DANGEROUS, "--hang-timeout", "2") as server:
         examination = examine(server)
         asks = examination.draw(7)
         message = {"role": "user", "content": f"good morning {what}"}
@@ -137,7 +137,7 @@ def test_one_request_is_deadly(
 @pytest.mark.battery
 def test_out_of_memory(tiny_model: Path, examine: Callable[[Patient], Examination]) -> None:
     """The kernel gives the engine no more memory: whatever MLX does then, the answers are whole."""
-    with patient(tiny_model, *_NARROW) as server:
+    with planted(tiny_model, *_NARROW) as server:
         examination = examine(server)
         asks = examination.draw(12, tokens=900)
         with examination.load(asks, held=True) as load:

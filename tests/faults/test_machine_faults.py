@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from support.asks import CHAT, NO_END, Ask
-from support.patient import patient
+from support.planted import planted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.battery
 
 def test_files_run_out(tiny_model: Path, examine: Callable[[Patient], Examination]) -> None:
     """No file descriptor is left for newcomers; those who are inside are served, and it passes."""
-    with patient(tiny_model, *_NARROW) as server:
+    with planted(tiny_model, *_NARROW) as server:
         examination = examine(server)
         asks = examination.draw(10, tokens=400)
         process = psutil.Process(server.pid)
@@ -64,7 +64,7 @@ def test_the_collector_fails(
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         if answers:
             silent.close()
-        with patient(tiny_model, *_NARROW, "--otlp-endpoint", address) as server:
+        with planted(tiny_model, *_NARROW, "--otlp-endpoint", address) as server:
             examination = examine(server)
             asks = examination.draw(10)
             with examination.load(asks) as load:
@@ -78,7 +78,7 @@ def test_no_file_can_be_written(
     """The disk is full: large bodies are refused in words or served; small ones are served, and
     answers of megabytes come whole.
     """
-    with patient(tiny_model, *_NARROW) as server:
+    with planted(tiny_model, *_NARROW) as server:
         examination = examine(server)
         asks = examination.draw(10)
         asks += [Ask(CHAT, _LARGE | {"stream": stream}) for stream in (False, True)]

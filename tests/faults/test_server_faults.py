@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from support.patient import patient
+from support.planted import planted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def test_asked_to_stop(tiny_model: Path, examine: Callable[[Patient], Examination]) -> None:
     """SIGTERM under load: what runs is finished, what comes is refused, the exit code is 0."""
-    with patient(tiny_model, "--max-batch", "4", "--max-queue", "28") as server:
+    with planted(tiny_model, "--max-batch", "4", "--max-queue", "28") as server:
         examination = examine(server)
         asks = examination.draw(12)
         engine = server.engine
@@ -35,7 +35,7 @@ def test_asked_to_stop(tiny_model: Path, examine: Callable[[Patient], Examinatio
 @pytest.mark.battery
 def test_asked_twice(tiny_model: Path, examine: Callable[[Patient], Examination]) -> None:
     """A second SIGTERM ends what runs, in words."""
-    with patient(tiny_model, "--max-batch", "4", "--max-queue", "28") as server:
+    with planted(tiny_model, "--max-batch", "4", "--max-queue", "28") as server:
         examination = examine(server)
         asks = examination.draw(12, tokens=4000, known=False)
         with examination.load(asks, probe=False, held=True) as load:
@@ -50,7 +50,7 @@ def test_asked_twice(tiny_model: Path, examine: Callable[[Patient], Examination]
 @pytest.mark.battery
 def test_killed(tiny_model: Path, examine: Callable[[Patient], Examination], tally: Tally) -> None:
     """SIGKILL: every client's connection ends, and the engine is gone within 5 seconds."""
-    with patient(tiny_model, "--max-batch", "4", "--max-queue", "28") as server:
+    with planted(tiny_model, "--max-batch", "4", "--max-queue", "28") as server:
         examination = examine(server)
         asks = examination.draw(8, tokens=2000, known=False)
         engine = server.engine

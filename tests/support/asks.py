@@ -75,7 +75,6 @@ class Reply:
     left: bool = False
     """Whether the client closed the connection on purpose."""
     seconds: float = 0.0
-    raw_error: bytes = b""
 
     @property
     def whole(self) -> bool:
@@ -134,6 +133,7 @@ class Client:
         headers: Mapping[str, str],
         leave_after: int | None = None,
         on_text: Callable[[int], None] = lambda _: None,
+        on_bytes: Callable[[bytes], None] = lambda _: None,
     ) -> None:
         """Prepare.
 
@@ -143,11 +143,13 @@ class Client:
             headers: What else goes with it, the key for one.
             leave_after: Events after which the client closes the connection; None stays.
             on_text: Called with the length of each text of a stream.
+            on_bytes: Called with all that comes: headers, bodies, lines of streams.
         """
         self._port = port
         self._headers = {"Content-Type": "application/json", **headers}
         self._leave_after = leave_after
         self._on_text = on_text
+        self._on_bytes = on_bytes
         self.reply = Reply(ask)
 
     def run(self) -> None:
@@ -171,14 +173,16 @@ class Client:
         reply = self.reply
         reply.status = response.status
         reply.retry_after = response.headers.get("Retry-After", "")
+        self._on_bytes(str(response.headers).encode())
         if response.headers.get("Content-Type", "").startswith("text/event-stream"):
             self._read_events(response)
             return
         data = response.read()
+        self._on_bytes(data)
         answer = json.loads(data)
         reply.ends += 1
         if "error" in answer:
-            self._take_error(answer["error"], data)
+            self._take_error(answer["error"])
         for choice in answer.get("choices", ()):
             text = choice["message"]["content"] if "message" in choice else choice["text"]
             reply.texts[choice["index"]] = text
@@ -187,6 +191,7 @@ class Client:
     def _read_events(self, response: http.client.HTTPResponse) -> None:
         reply, seen = self.reply, 0
         for line in response:
+            self._on_bytes(line)
             if not line.startswith(b"data: "):
                 continue
             if line.strip() == b"data: [DONE]":
@@ -194,7 +199,7 @@ class Client:
                 continue
             event = json.loads(line[6:])
             if "error" in event:
-                self._take_error(event["error"], line)
+                self._take_error(event["error"])
             for choice in event.get("choices", ()):
                 text = choice.get("text") or choice.get("delta", {}).get("content") or ""
                 index = choice["index"]
@@ -207,10 +212,9 @@ class Client:
                 reply.left = True
                 return
 
-    def _take_error(self, error: dict[str, Any], raw: bytes) -> None:
+    def _take_error(self, error: dict[str, Any]) -> None:
         self.reply.error = str(error["code"])
         self.reply.message = error["message"]
-        self.reply.raw_error = raw
 
 
 def ask_all(clients: Sequence[Client]) -> list[threading.Thread]:

@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -17,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 if TYPE_CHECKING:
-    import signal
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
@@ -35,6 +35,10 @@ class Patient:
         self.log = log
         self.key = key
         self.port = 0
+        self.secrets = [key]
+        """What nobody may hear of."""
+        self.leaks: list[str] = []
+        """Beginnings of answers that held a secret."""
 
     @property
     def pid(self) -> int:
@@ -51,6 +55,20 @@ class Patient:
         )
 
     @property
+    def is_running(self) -> bool:
+        """Whether the server's process has not ended."""
+        return self._process.poll() is None
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether the server got no chance to say its last words."""
+        return self._process.returncode == -signal.SIGKILL
+
+    def hear(self, data: bytes) -> None:
+        """Search what came from the server, whatever it is. Safe from any thread."""
+        self.leaks += [data[:200].decode() for each in self.secrets if each.encode() in data]
+
+    @property
     def headers(self) -> dict[str, str]:
         """What a client has to send."""
         return {"Authorization": f"Bearer {self.key}"}
@@ -61,7 +79,9 @@ class Patient:
         try:
             connection.request("GET", path, headers=self.headers)
             response = connection.getresponse()
-            return response.status, response.read()
+            body = response.read()
+            self.hear(str(response.headers).encode() + body)
+            return response.status, body
         finally:
             connection.close()
 
