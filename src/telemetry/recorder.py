@@ -160,6 +160,6 @@ def _line(record: RequestRecord, trace_ids: TraceIds) -> RequestLine:
         duration_seconds=record.seconds,
         client_left=record.client_left,
         error_code=record.error_code,
-        failed=record.failed,
+        failed=record.failed and not record.refusal,
         **fields,
     )

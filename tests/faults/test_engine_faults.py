@@ -84,7 +84,7 @@ def test_killed_with_no_file_left(
     tiny_model: Path, examine: Callable[[Patient], Examination]
 ) -> None:
     """No descriptor is left for another engine at first: it is started as soon as there is one."""
-    with patient(tiny_model, *_NARROW) as server:
+    with planted(tiny_model, *_NARROW) as server:
         examination = examine(server)
         asks = examination.draw(10, tokens=400)
         process = psutil.Process(server.pid)

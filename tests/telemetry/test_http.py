@@ -270,6 +270,22 @@ def test_a_failure_after_the_status_is_an_error(bench: _Bench) -> None:
     assert ("error", True, 200) == (line["level"], line["failed"], line["status"])
 
 
+def test_a_refusal_is_a_warning(bench: _Bench) -> None:
+    """Its status is one of a server's errors, in spans too, but nothing has failed."""
+
+    def application(environ: Any, start_response: Any) -> Iterable[bytes]:
+        exchange_of(environ).fail(QueueFullError("full", retry_after=1.0))
+        start_response("503 Service Unavailable", [])
+        return [b"x"]
+
+    answer: Any = bench.middleware(application)({"REQUEST_METHOD": "POST"}, _started)
+    assert [b"x"] == [*answer]
+    answer.close()
+    line = json.loads(bench.lines.getvalue())
+    assert ("warning", False, 503) == (line["level"], line.get("failed", False), line["status"])
+    assert StatusCode.ERROR is bench.span("POST").status.status_code
+
+
 def test_series_stay_closed(bench: _Bench) -> None:
     """Invented methods and models are one series each, and a path that no route has is none."""
     for number in range(300):
