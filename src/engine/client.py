@@ -244,8 +244,12 @@ class EngineClient:
                 len(verdict.convicted),
             )
         for flight in verdict.convicted:
-            prompt = msgpack.encode(flight.submit.prompt)
-            self._end(flight, self._convictions.convict(prompt, at, deaths=len(flight.deaths)))
+            deaths = len(flight.deaths)
+            error = EngineDiedError(f"The engine died {deaths} times on this request.")
+            if verdict.pardoned:  # it was alone, so it was the cause
+                prompt = msgpack.encode(flight.submit.prompt)
+                error = self._convictions.convict(prompt, at, deaths=deaths)
+            self._end(flight, error)
         for flight in verdict.left:
             self._end(flight, _cancelled())
         return verdict.pardoned

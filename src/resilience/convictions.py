@@ -43,8 +43,11 @@ class Convictions:
             now: Seconds of a monotonic clock.
             deaths: How many engines died of it.
         """
+        digest = _digest(prompt)
         with self._lock:
-            self._found[_digest(prompt)] = (now + CONVICTION_SECONDS, deaths)
+            self._forget_old(now)
+            self._found.pop(digest, None)
+            self._found[digest] = (now + CONVICTION_SECONDS, deaths)
             while len(self._found) > _MOST:
                 self._found.popitem(last=False)
         return _error(deaths, CONVICTION_SECONDS)
@@ -53,10 +56,15 @@ class Convictions:
         """Raise :class:`EngineDiedError` where a prompt is refused."""
         digest = _digest(prompt)
         with self._lock:
-            until, deaths = self._found.get(digest, (0.0, 0))
-            if until > now:
-                raise _error(deaths, until - now)
-            self._found.pop(digest, None)
+            self._forget_old(now)
+            until, deaths = self._found.get(digest, (now, 0))
+        if until > now:
+            raise _error(deaths, until - now)
+
+    def _forget_old(self, now: float) -> None:
+        """Forget those whose time is over, the oldest first. The lock is held."""
+        while self._found and next(iter(self._found.values()))[0] <= now:
+            self._found.popitem(last=False)
 
 
 def _error(deaths: int, seconds: float) -> EngineDiedError:

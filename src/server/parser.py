@@ -121,9 +121,9 @@ class Parser(HTTPRequestParser):
         if in_headers and self.headers_finished and self.body_rcv is not None and not self.error:
             self.error = self._refusal()
         if self.error:
+            self._refuse(self.error)
             if in_headers:
                 self._mark(before + data)
-            self._refuse(self.error)
         return consumed
 
     def get_body_stream(self) -> BytesIO:
@@ -175,6 +175,8 @@ class Parser(HTTPRequestParser):
         """Find by what the client knows its request, where the headers could not be read."""
         headers: dict[str, str] = vars(self)["headers"]
         head, _, _ = data.lstrip().partition(b"\r\n\r\n")
+        if self.command == _UNREAD and head.startswith(b"HEAD "):
+            self.command = "HEAD"  # whose answer has no body
         found: dict[bytes, list[bytes]] = {}
         for name, value in _MARKS.findall(head):
             found.setdefault(name.upper().replace(b"-", b"_"), []).append(value.strip(b" \t"))

@@ -19,8 +19,9 @@ def test_a_prompt_is_refused_for_a_while_and_no_other_is() -> None:
         convictions.check(b"deadly", 101.0)
     assert CONVICTION_SECONDS - 1 == refused.value.retry_after
     convictions.check(b"harmless", 101.0)
-    convictions.check(b"deadly", 100.0 + CONVICTION_SECONDS)
+    convictions.check(b"harmless", 100.0 + CONVICTION_SECONDS)
     assert not convictions
+    convictions.check(b"deadly", 100.0 + CONVICTION_SECONDS)
 
 
 def test_many_prompts_do_not_take_memory_without_end() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import re
@@ -183,16 +184,30 @@ def test_a_refusal_has_the_headers_of_every_answer(watched: Watched) -> None:
     assert "content-type: application/json" in head
 
 
-def test_head_gets_no_body_with_a_refusal(watched: Watched) -> None:
+@pytest.mark.parametrize(
+    ("name", "wrong", "status"),
+    [
+        ("no-host", b"", 400),
+        ("coding", b"Host: localhost\r\nTransfer-Encoding: gzip\r\n", 400),
+        ("large", b"Host: localhost\r\nX-Large: " + b"x" * 70_000 + b"\r\n", 431),
+    ],
+    ids=["no-host", "coding", "large"],
+)
+def test_head_gets_no_body_with_a_refusal(
+    watched: Watched, name: str, wrong: bytes, status: int
+) -> None:
     """Its length is told, and nothing follows the headers."""
     with watched.server.connect() as connection:
-        connection.sendall(b"HEAD /livez HTTP/1.1\r\nX-Request-Id: head\r\n\r\n")
+        mark = f"X-Request-Id: head-{name}\r\n".encode()
+        connection.sendall(b"HEAD /livez HTTP/1.1\r\n" + mark + wrong + b"\r\n")
         received = b""
-        while chunk := connection.recv(65536):
-            received += chunk
-    assert received.startswith(b"HTTP/1.1 400 ")
+        with contextlib.suppress(ConnectionResetError):
+            while chunk := connection.recv(65536):
+                received += chunk
+    assert received.partition(b" ")[2].startswith(b"%d " % status)
     assert received.endswith(b"\r\n\r\n")
-    assert ("HEAD", 400) == (watched.line("head")["method"], watched.line("head")["status"])
+    line = watched.line(f"head-{name}")
+    assert ("HEAD", status) == (line["method"], line["status"])
 
 
 def test_a_refused_request_begins_with_its_first_byte(
