@@ -6,6 +6,7 @@ will read is never waited for. Runs in the I/O thread.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from io import BytesIO
@@ -129,6 +130,11 @@ class Parser(HTTPRequestParser):
     def get_body_stream(self) -> BytesIO:
         """Return the body; a refused request's is not read by anybody."""
         return BytesIO() if self.error else super().get_body_stream()
+
+    def close(self) -> None:
+        """Let go of the body. On a full disk its file cannot keep the rest of it, nor has to."""
+        with contextlib.suppress(OSError):
+            super().close()
 
     def parse_header(self, header_plus: bytes) -> None:
         """Parse the header block; raises ``ParsingError`` on anything dubious."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -239,3 +240,21 @@ def test_killers_are_found_and_nobody_else(seed: int, count: int, killers: set[i
     assert present == sorted(world.errors)
     assert world.deaths <= 3 * len(present)
     assert not world.given_up
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_cause_is_known_where_one_was_alone(count: int) -> None:
+    """What the engine was killed for from outside would else be refused for a minute."""
+    world = _World(Random(0), set())
+    for request_id in range(count):
+        world.submit(request_id)
+    world.start()
+    for death in range(_BUDGET + 1):
+        for flight in world.flights.values():
+            flight.stage = Stage.RUNNING  # all are past their trials
+        world.table._trial = None
+        verdict = world.table.interrupt("SIGKILL", float(death))
+        assert len(verdict.convicted) == (count if death == _BUDGET else 0)
+        world.table.open()
+        world.table.send(lambda _: None)
+    assert verdict.pardoned == (frozenset({0.0, 1.0, 2.0}) if count == 1 else frozenset())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import resource
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-from waitress.buffers import OverflowableBuffer
+from waitress.buffers import OverflowableBuffer, TempfileBasedBuffer
 
 from mlx_pharos.server.output import excess
 from support.asks import NO_END
@@ -166,3 +167,23 @@ def test_slow_readers_together_have_a_bound() -> None:
 
     assert [300 * _MIB] == [each.total_outbufs_len for each in excess(channels)]
     assert [] == excess(channels[2:])
+
+
+def test_a_body_that_its_file_cannot_keep_is_let_go(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What Python still holds of a file is written when it is closed, and fails there on a full disk."""
+    real = TempfileBasedBuffer.close
+
+    def close(buffer: TempfileBasedBuffer) -> None:
+        real(buffer)
+        raise OSError(errno.EFBIG, "File too large")
+
+    monkeypatch.setattr(TempfileBasedBuffer, "close", close)
+    body = chat_body(messages=[{"role": "user", "content": "a " * 400_000}])
+    assert (400, "context_length_exceeded") == (
+        (refused := server.post(CHAT, body)).status,
+        refused.error["code"],
+    )
+    wait_until(lambda: server.listener.threads()[0] == 0)
+    assert not caplog.records
