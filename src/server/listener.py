@@ -39,7 +39,7 @@ _LOOP_SECONDS = 1.0
 _HURRIED_LOOP_SECONDS = 0.05
 _CROWD = 64
 """A turn looks at every connection. From so many on, what happens in a moment is done in one turn: of
-200 that come at once the last one is answered a fifth sooner, as the looks cost more than the pause."""
+200 that come at once the last one is answered sooner, as the looks cost more than the pause."""
 _CROWD_PAUSE_SECONDS = 0.002
 _LAST_WORDS_SECONDS = 2.0
 """Time to deliver the error events of requests that the drain cut off."""
