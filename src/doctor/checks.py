@@ -11,6 +11,7 @@ import os
 import platform
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -137,6 +138,8 @@ def probe_mlx(blas: str) -> tuple[dict[str, Any], str]:
         )
     except subprocess.TimeoutExpired:
         return {}, f"no answer within {_PROBE_SECONDS:g} s"
+    if done.returncode < 0:
+        return {}, f"ended by {signal.Signals(-done.returncode).name}"
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()
         return {}, last[-1] if last else f"ended with {done.returncode}"
@@ -155,7 +158,9 @@ def _mlx(blas: str) -> Iterator[Finding]:
     found, failure = probe_mlx(blas)
     if failure:
         mend = "install Pharos again, with its dependencies: make clean install"
-        yield Finding(name="MLX", status="error", text=f"does not load: {failure}", mend=mend)
+        if signal.SIGILL.name in failure:
+            mend = "this processor lacks an instruction that MLX or its BLAS uses; try --blas off"
+        yield Finding(name="MLX", status="error", text=f"does not work: {failure}", mend=mend)
         return
     name = found["device_name"]
     memory = found["device_memory_bytes"]
@@ -177,7 +182,7 @@ def _blas(found: dict[str, Any], setting: str) -> Finding:
         text = f"OpenBLAS is live, but only {found['blas_gflops']:g} GFLOP/s were measured"
         mend = "look whether the machine is busy, and run the doctor again"
     else:
-        mend = f"{found['blas_preload']}; mend: pip install cmeel-openblas"
+        mend = f"{found['blas_preload']}; mend: pip install scipy-openblas32"
     return Finding(name="BLAS", status="warning", text=text, mend=mend, figures=figures)
 
 

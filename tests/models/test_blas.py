@@ -12,14 +12,14 @@ import pytest
 
 from mlx_pharos.engine.models import blas, blas_threads, machine
 from mlx_pharos.engine.models.blas_threads import BlasThreads, CpuTimes
-from mlx_pharos.engine.models.soname import with_soname
+from mlx_pharos.engine.models.unprefixed import load_without_prefix, without_prefix
 
 _MEASURE = """
 import dataclasses, json, sys
 from mlx_pharos.engine.models import blas
 assert "mlx.core" not in sys.modules
 loaded = blas.preload(sys.argv[1])
-found = blas.measure()
+found = blas.measure(loaded)
 print(json.dumps([str(loaded.library), loaded.threads and loaded.threads.count, found.name, str(found.library),
                   found.milliseconds, found.gflops, found.is_optimised]))
 """
@@ -62,9 +62,7 @@ def test_operators_thread_count_wins(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS brings Accelerate")
 def test_threads_follow_what_the_machine_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """A core that others use is not used; looks are a second apart; what is set is what is asked."""
-    library = next(iter(blas._candidates()))
-    if ctypes.util.find_library("gfortran") is None:
-        blas._load_bundled_gfortran()
+    library = load_without_prefix(_declared(), "scipy_", ctypes.RTLD_LOCAL)
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
     monkeypatch.setattr(blas_threads, "usable_cores", lambda: 4)
     now, times = [0.0], [CpuTimes(0.0, 0.0)]
@@ -90,28 +88,54 @@ def test_preload_after_mlx_is_too_late_and_says_so() -> None:
     assert ("too late" if sys.platform == "linux" else "system's own") in done.reason
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS brings Accelerate")
+def test_the_declared_library_runs_on_every_processor() -> None:
+    """It chooses its code when it is loaded. One that was built for AVX-512 ends the engine with
+    SIGILL on a processor without.
+    """
+    library = load_without_prefix(_declared(), "scipy_", ctypes.RTLD_LOCAL)
+    library.openblas_get_config.restype = ctypes.c_char_p
+
+    assert b"DYNAMIC_ARCH" in library.openblas_get_config()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS brings Accelerate")
+def test_a_library_for_one_kind_of_processor_is_not_used() -> None:
+    """It could end the engine with SIGILL; so could anything that does not say what it is."""
+    with pytest.raises(ValueError, match="one kind of processor"):
+        blas._load_portable(Path(ctypes.util.find_library("m") or "libm.so.6"))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="ELF")
-def test_a_library_can_be_given_another_name() -> None:
-    """Only the soname changes; what is no ELF file, or a longer name, is refused."""
-    import mlx.core  # noqa: F401 - brings the folder's libraries into the process
+def test_a_library_can_be_loaded_without_its_prefix() -> None:
+    """All of its functions are found by their plain names only, and compute."""
+    library = load_without_prefix(_declared(), "scipy_", ctypes.RTLD_LOCAL)
+    left, right = (ctypes.c_double * 3)(1, 2, 3), (ctypes.c_double * 3)(4, 5, 6)
+    product = library.cblas_ddot
+    product.restype = ctypes.c_double
 
-    folder = Path(sys.modules["mlx.core"].__file__ or "").parent.parent / "mlx_cpu.libs"
-    library = next(folder.glob("libgfortran-*"), None)
-    if library is None:
-        pytest.skip("this mlx wheel brings no libgfortran")
-    content = library.read_bytes()
+    assert 32.0 == product(3, left, 1, right, 1)
+    assert not hasattr(library, "scipy_cblas_ddot")
+    for name in ("cblas_sgemm", "sgetrf_", "cgesdd_", "openblas_get_config"):
+        assert hasattr(library, name)
 
-    renamed = with_soname(content, "libgfortran.so.5")
 
-    assert len(content) == len(renamed)
-    changed = [at for at in range(len(content)) if content[at] != renamed[at]]
-    assert changed[-1] - changed[0] < len(library.name)
-    with pytest.raises(ValueError, match="too short"):
-        with_soname(content, "x" * 100)
+@pytest.mark.skipif(sys.platform != "linux", reason="ELF")
+def test_a_file_without_the_prefix_is_refused_in_words() -> None:
+    """What is no ELF file, was cut, or has no such names changes nothing."""
+    content = _declared().read_bytes()
+
     with pytest.raises(ValueError, match="not a 64-bit"):
-        with_soname(b"MZ" + content, "x")
-    with pytest.raises(ValueError, match="no soname"):
-        with_soname(content[:64], "x")
+        without_prefix(b"MZ" + content, "scipy_")
+    with pytest.raises(ValueError, match="cannot be read"):
+        without_prefix(content[:64], "scipy_")
+    with pytest.raises(ValueError, match="none of its symbols"):
+        without_prefix(content, "numpy_")
+
+
+def _declared() -> Path:
+    library, _ = next(iter(blas._candidates()))
+    return library
 
 
 def test_limits_of_a_container_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,9 @@
 mlx's Linux wheel is linked against the reference BLAS, about thirty times slower
 at matrix products than this machine can be. Symbols of libraries that are
 loaded globally win over a library's own dependencies: an OpenBLAS loaded with
-``RTLD_GLOBAL`` before mlx gets mlx's calls of ``cblas_sgemm``. On macOS mlx
-uses Accelerate, and there is nothing to do.
+``RTLD_GLOBAL`` before mlx gets mlx's calls of ``cblas_sgemm``. Only one that
+chooses its code by the processor it meets is loaded. On macOS mlx uses
+Accelerate, and there is nothing to do.
 
 This module does not import mlx before :func:`measure` is called.
 """
@@ -16,17 +17,16 @@ import ctypes.util
 import importlib.util
 import os
 import sys
-import sysconfig
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from .blas_threads import BlasThreads, one_thread
-from .soname import load_as
+from .unprefixed import load_without_prefix
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = ["BlasMeasurement", "BlasPreload", "measure", "preload"]
 
@@ -51,6 +51,8 @@ class BlasPreload:
     """The library in front of mlx's own; None where none is."""
     reason: str
     """A sentence for the operator."""
+    handle: ctypes.CDLL | None = None
+    """The library, loaded."""
     threads: BlasThreads | None = None
     """Keeps the number of its threads right; for the thread that computes, between steps."""
 
@@ -85,27 +87,27 @@ def preload(mode: Literal["auto", "off"] = "auto") -> BlasPreload:
         return BlasPreload(None, "mlx uses the system's own BLAS here")
     if "mlx.core" in sys.modules:
         return BlasPreload(None, "mlx was loaded before: too late")
-    problem = "no OpenBLAS found: install cmeel-openblas or the system's libopenblas"
-    for candidate in _candidates():
+    problem = "no OpenBLAS found: install scipy-openblas32 or the system's libopenblas"
+    for library, load in _candidates():
         try:
-            _load_global(candidate)
+            handle = load(library)
         except (OSError, ValueError) as error:
-            problem = f"{candidate.name} cannot be loaded: {error}"
+            problem = f"{library.name} cannot be used: {error}"
             continue
-        return BlasPreload(candidate, "found and loaded", BlasThreads(candidate))
+        return BlasPreload(library, "found and loaded", handle, BlasThreads(handle))
     return BlasPreload(None, problem)
 
 
-def measure() -> BlasMeasurement:
+def measure(preloaded: BlasPreload) -> BlasMeasurement:
     """Time a matrix product of mlx on one core and find the library that did it.
 
     Imports mlx; takes well under a second. Run it in the engine process or in
-    a process of its own, after :func:`preload`.
+    a process of its own, after :func:`preload`, with what that returned.
     """
     import mlx.core as mx  # noqa: PLC0415 - the module must be loadable without mlx
 
-    library = _owner("cblas_sgemm")
-    with mx.stream(mx.cpu), one_thread(library):
+    owner = _owner("cblas_sgemm", preloaded)
+    with mx.stream(mx.cpu), one_thread(preloaded.handle):
         left = mx.random.normal((_ROWS, _INNER))
         right = mx.random.normal((_COLUMNS, _INNER))
         mx.eval(left, right)
@@ -119,7 +121,7 @@ def measure() -> BlasMeasurement:
             mx.eval(left @ right.T)
             best = min(best, time.perf_counter() - begin)
     gflops = 2 * _ROWS * _INNER * _COLUMNS / best / 1e9
-    return BlasMeasurement(_name(library, gflops), library, best * 1e3, gflops)
+    return BlasMeasurement(_name(owner, gflops), owner, best * 1e3, gflops)
 
 
 def _name(library: Path | None, gflops: float) -> BlasName:
@@ -133,45 +135,33 @@ def _name(library: Path | None, gflops: float) -> BlasName:
     return "openblas" if "openblas" in library.resolve().name else "other"
 
 
-def _candidates() -> Iterator[Path]:
-    """Yield OpenBLAS libraries: the declared dependency's first, then the system's."""
-    for base in dict.fromkeys((sysconfig.get_path("platlib"), sysconfig.get_path("purelib"))):
-        yield from sorted(Path(base, "cmeel.prefix", "lib").glob("libopenblas.so*"))[:1]
-    for entry in sys.path:  # a user site or a zipapp's neighbour
-        yield from sorted(Path(entry, "cmeel.prefix", "lib").glob("libopenblas.so*"))[:1]
-    for name in ("openblas", "blis"):
-        found = ctypes.util.find_library(name)
-        if found:
-            yield Path(found)
+def _candidates() -> Iterator[tuple[Path, Callable[[Path], ctypes.CDLL]]]:
+    """Yield OpenBLAS libraries, the declared dependency's first, and how to load each for all."""
+    package = importlib.util.find_spec("scipy_openblas32")
+    for root in (package.submodule_search_locations if package else None) or ():
+        for library in Path(root, "lib").glob("libscipy_openblas.so"):
+            yield library, lambda path: load_without_prefix(path, "scipy_", ctypes.RTLD_GLOBAL)
+    found = ctypes.util.find_library("openblas")
+    if found:
+        yield Path(found), _load_portable
 
 
-def _load_global(library: Path) -> None:
-    """Load the library for everybody, with mlx's own libgfortran where the system has none."""
-    try:
-        ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
-    except OSError as error:
-        if "libgfortran.so.5" not in str(error):
-            raise
-        _load_bundled_gfortran()
-        ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+def _load_portable(library: Path) -> ctypes.CDLL:
+    """Load an OpenBLAS for everybody, if it chooses its code by the processor it meets.
 
+    One that was built for a single kind of processor ends the process on any other.
 
-def _load_bundled_gfortran() -> None:
-    """Load the libgfortran of mlx's CPU wheel under the name that others ask for.
-
-    Many small systems and container images have none of their own.
+    Raises:
+        OSError: It cannot be loaded.
+        ValueError: It was built for one kind of processor, or is no OpenBLAS.
     """
-    package = importlib.util.find_spec("mlx")
-    roots = (package.submodule_search_locations if package else None) or ()
-    folders = [Path(root).parent / "mlx_cpu.libs" for root in roots]
-    for folder in folders:
-        for runtime in folder.glob("libgfortran-*.so.5*"):
-            for quadmath in folder.glob("libquadmath-*.so*"):
-                ctypes.CDLL(str(quadmath))
-            load_as(runtime, "libgfortran.so.5")
-            return
-    msg = "libgfortran.so.5 is missing: install it (Debian, Ubuntu: libgfortran5)"
-    raise OSError(msg)
+    describe = getattr(ctypes.CDLL(str(library)), "openblas_get_config", None)
+    if describe is not None:
+        describe.restype = ctypes.c_char_p
+    if describe is None or b"DYNAMIC_ARCH" not in describe():
+        msg = "it was built for one kind of processor"
+        raise ValueError(msg)
+    return ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
 
 
 class _Symbol(ctypes.Structure):
@@ -185,19 +175,25 @@ class _Symbol(ctypes.Structure):
     )
 
 
-def _owner(symbol: str) -> Path | None:
+def _owner(symbol: str, preloaded: BlasPreload) -> Path | None:
     """Return the file whose ``symbol`` mlx is bound to; None where it uses none."""
     scopes: list[str | None] = [None]  # what was loaded globally wins over what mlx brings
     package = importlib.util.find_spec("mlx")
     for root in (package.submodule_search_locations if package else None) or ():
         scopes.extend(str(path) for path in Path(root, "lib").glob("libmlx.*"))
     for scope in scopes:
-        try:
-            function = getattr(ctypes.CDLL(scope), symbol)
-        except (OSError, AttributeError):
+        address = _address(ctypes.CDLL(scope), symbol)
+        if address is None:
             continue
+        if preloaded.handle is not None and address == _address(preloaded.handle, symbol):
+            return preloaded.library
         found = _Symbol()
-        address = ctypes.cast(function, ctypes.c_void_p)
-        if ctypes.CDLL(None).dladdr(address, ctypes.byref(found)) and found.file:
+        if ctypes.CDLL(None).dladdr(ctypes.c_void_p(address), ctypes.byref(found)) and found.file:
             return Path(os.fsdecode(found.file))
     return None
+
+
+def _address(library: ctypes.CDLL, symbol: str) -> int | None:
+    """Return where a function of the library is; None where it has none of that name."""
+    function = getattr(library, symbol, None)
+    return None if function is None else ctypes.cast(function, ctypes.c_void_p).value

@@ -10,7 +10,6 @@ with neighbours that want all cores, 1 and 20. So the number follows the load.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import time
 from contextlib import contextmanager
@@ -21,8 +20,8 @@ import psutil
 from .machine import usable_cores
 
 if TYPE_CHECKING:
+    import ctypes
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 __all__ = ["BlasThreads", "CpuTimes", "cpu_times", "one_thread"]
 
@@ -64,14 +63,13 @@ class BlasThreads:
 
     def __init__(
         self,
-        library: Path,
+        library: ctypes.CDLL,
         *,
         clock: Callable[[], float] = time.monotonic,
         times: Callable[[], CpuTimes] = cpu_times,
     ) -> None:
-        loaded = ctypes.CDLL(str(library))
         self._set: Callable[[int], object] | None = getattr(
-            loaded, "openblas_set_num_threads", None
+            library, "openblas_set_num_threads", None
         )
         self._clock = clock
         self._times = times
@@ -111,16 +109,14 @@ class BlasThreads:
 
 
 @contextmanager
-def one_thread(library: Path | None) -> Iterator[None]:
-    """Let the OpenBLAS at this path use one thread meanwhile; any other BLAS is left alone."""
-    loaded = ctypes.CDLL(str(library)) if library else None
-    get = getattr(loaded, "openblas_get_num_threads", None)
-    if loaded is None or get is None:
+def one_thread(library: ctypes.CDLL | None) -> Iterator[None]:
+    """Let this OpenBLAS use one thread meanwhile; any other BLAS is left alone."""
+    if library is None:
         yield
         return
-    before = get()
-    loaded.openblas_set_num_threads(1)
+    before = library.openblas_get_num_threads()
+    library.openblas_set_num_threads(1)
     try:
         yield
     finally:
-        loaded.openblas_set_num_threads(before)
+        library.openblas_set_num_threads(before)
