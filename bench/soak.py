@@ -109,8 +109,12 @@ class Soak:
 
     def _harm(self) -> None:
         draw = random.Random(self._seed)
+        names = list(FAULTS)
         while not self._over.wait(draw.uniform(*_FAULT_GAP)):
-            name = draw.choice(list(FAULTS))
+            # Each once before any comes again, in an order that is drawn each time.
+            if len(self.windows) % len(names) == 0:
+                draw.shuffle(names)
+            name = names[len(self.windows) % len(names)]
             window = Window(name, time.monotonic())
             self.windows.append(window)
             try:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import random
+import resource
 import socket
 import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import psutil
+
 from support.asks import Ask, Client
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from support.patient import Patient
 
@@ -21,6 +25,10 @@ __all__ = ["FAULTS", "Window"]
 
 _FLOOD = 150
 _CONNECTIONS = 200
+_LIMIT_SECONDS = 3.0
+"""How long a limit of the kernel stays."""
+_LARGE_BODY = 3_000_000
+"""Bytes: more than what is kept in memory while it comes."""
 
 
 @dataclass
@@ -69,12 +77,48 @@ def _connect(server: Patient) -> int:
     return 0
 
 
+def _memory(server: Patient) -> int:
+    """The engine gets no more memory than it has; it lives on, or dies and is started again."""
+    engine = server.engine
+    before = server.health()["engine"]["restarts"]
+    with contextlib.suppress(psutil.NoSuchProcess):
+        with _limit(engine, resource.RLIMIT_AS, engine.memory_info().vms):
+            time.sleep(_LIMIT_SECONDS)
+        if engine.is_running():
+            return 0
+    server.wait_for(lambda: server.health()["engine"]["restarts"] > before, "a restart")
+    return 0
+
+
+def _files(server: Patient) -> int:
+    """No file is left for newcomers."""
+    process = psutil.Process(server.pid)
+    with _limit(process, resource.RLIMIT_NOFILE, process.num_fds()):
+        time.sleep(_LIMIT_SECONDS)
+    return 0
+
+
+def _disk(server: Patient) -> int:
+    """Nothing can be written to a file, and a body comes that is larger than what memory takes."""
+    with _limit(psutil.Process(server.pid), resource.RLIMIT_FSIZE, 0):
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        with contextlib.closing(connection):
+            headers = {"Content-Type": "application/json", **server.headers}
+            connection.request("POST", "/v1/chat/completions", b" " * _LARGE_BODY, headers)
+            status = connection.getresponse().status
+    assert status in {400, 503}, f"a large body on a full disk is answered with {status}"
+    return 0 if status == http.HTTPStatus.SERVICE_UNAVAILABLE else 1  # refused before a route
+
+
 FAULTS: dict[str, Callable[[Patient], int]] = {
     "kill": _kill,
     "stop": _stop,
     "flood": _flood,
     "vanish": _vanish,
     "connect": _connect,
+    "memory": _memory,
+    "files": _files,
+    "disk": _disk,
 }
 """By name. Each returns how many generation requests it sent."""
 
@@ -101,6 +145,18 @@ def _send(server: Patient, count: int, *, leave_after: int | None) -> int:
     wrong = [client.reply for client in clients if not client.reply.left and client.reply.ends != 1]
     assert not wrong, f"{len(wrong)} requests have no end, such as {wrong[0]}"
     return count
+
+
+@contextlib.contextmanager
+def _limit(process: psutil.Process, kind: int, soft: int) -> Iterator[None]:
+    """Lower a limit of a running process meanwhile."""
+    before = process.rlimit(kind)
+    process.rlimit(kind, (soft, before[1]))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.rlimit(kind, before)
 
 
 def _wait_restart(server: Patient) -> None:
