@@ -27,6 +27,7 @@ from waitress.server import TcpWSGIServer
 from .output import Output, excess
 from .parser import Parser
 from .refusal import RefusalTask
+from .task import Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,6 +59,7 @@ class Channel(Output):
     """One connection. All methods but :meth:`service` run in the I/O thread."""
 
     parser_class = Parser
+    task_class = Task
     error_task_class = RefusalTask  # type: ignore[assignment] # waitress' own ask no application
 
     receiving_since: float | None = None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from waitress.channel import ClientDisconnected, HTTPChannel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
 __all__ = ["IN_MEMORY", "UNREAD_STREAM", "Output", "excess"]
 
@@ -22,15 +23,41 @@ _UNREAD = 512 * 1024 * 1024
 """Bytes that may wait for all slow readers together; whoever has most of it then gives way."""
 
 
+_ONE_PIECE = 64 * 1024
+"""Bytes of a head and the first of its body that are sent together."""
+
+
 class Output(HTTPChannel):
     """A connection that ends where its output can neither be kept nor sent."""
+
+    _pieces: list[bytes] | None = None
+    """What is written while it is gathered."""
 
     def abandon(self) -> None:
         """Close the connection with what it still has to send; its request learns of it."""
         self.handle_close()
 
+    @contextmanager
+    def gathering(self) -> Iterator[None]:
+        """Queue in one piece what is written within the block by the thread that answers.
+
+        What is large is not copied for it: the pieces are queued one after the other.
+        """
+        pieces = self._pieces = []
+        try:
+            yield
+        finally:
+            self._pieces = None
+        if sum(map(len, pieces)) <= _ONE_PIECE:
+            pieces = [b"".join(pieces)]
+        for piece in pieces:
+            self.write_soon(piece)
+
     def write_soon(self, data: bytes) -> int:
         """Queue output. Where memory ends the client is cut: it would wait for what never comes."""
+        if self._pieces is not None:
+            self._pieces.append(data)
+            return len(data)
         try:
             return super().write_soon(data)
         except ClientDisconnected:

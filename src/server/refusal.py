@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from waitress.task import WSGITask
 from waitress.utilities import Error
 
 from ..resilience.errors import (
@@ -22,6 +21,7 @@ from ..telemetry.http import STARTED_AT
 from .gate import REFUSAL
 from .json_text import error_json
 from .request_id import choose_request_id
+from .task import Task
 
 if TYPE_CHECKING:
     from typing import Any
@@ -40,7 +40,7 @@ class Refusal(Error):  # noqa: N818 - waitress calls them so, and none is raised
         self.error = error
 
 
-class RefusalTask(WSGITask):
+class RefusalTask(Task):
     """Has the application answer a request that was refused, and closes the connection after it."""
 
     def execute(self) -> None:

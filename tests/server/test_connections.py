@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import socket
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from mlx_pharos.resilience.api_keys import ApiKey
+from mlx_pharos.server.channel import Channel
 from support.client import CHAT, chat_body, read_answer, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-    from typing import Any
 
     from support.client import RunningServer
 
@@ -135,3 +135,27 @@ def test_a_client_that_sends_no_more_is_answered(server: RunningServer, request_
             connection.sendall(request_)
             connection.shutdown(socket.SHUT_WR)
             assert read_all(connection).startswith(b"HTTP/1.")
+
+
+@pytest.mark.parametrize("path", ["/livez", "/no/such", "/../etc HTTP/1.1 x"])
+def test_a_small_answer_is_sent_in_one_piece(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """Its head and its body: a second packet would wake the client a second time."""
+    sent: list[bytes] = []
+    send = Channel.send
+
+    def note(channel: Channel, data: bytes, **how: Any) -> int:
+        sent.append(bytes(data))
+        return int(send(channel, data, **how))
+
+    monkeypatch.setattr(Channel, "send", note)
+    with server.connect() as connection:
+        connection.sendall(
+            f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+        )
+        whole = read_all(connection)
+
+    assert [whole] == sent
+    assert whole.startswith(b"HTTP/1.")
+    assert whole.endswith(b"}")
