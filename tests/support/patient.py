@@ -99,12 +99,14 @@ class Patient:
                 samples[name] = float(value)
         return samples
 
-    def total(self, name: str) -> float:
-        """Return the sum of a metric over its labels."""
+    def total(self, name: str, **labels: str) -> float:
+        """Return the sum of a metric over its labels, or over the series that have these."""
+        wanted = {f'{label}="{value}"' for label, value in labels.items()}
         return sum(
             value
             for sample, value in self.figures().items()
-            if sample == name or sample.startswith(name + "{")
+            if sample.partition("{")[0] == name
+            and wanted <= {*sample.partition("{")[2].rstrip("}").split(",")}
         )
 
     def send_signal(self, number: signal.Signals) -> None:
