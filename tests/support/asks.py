@@ -75,6 +75,8 @@ class Reply:
     left: bool = False
     """Whether the client closed the connection on purpose."""
     seconds: float = 0.0
+    ended_at: float = 0.0
+    """By the monotonic clock."""
 
     @property
     def whole(self) -> bool:
@@ -167,7 +169,8 @@ class Client:
             self.reply.message = f"{type(error).__name__}: {error}"
         finally:
             connection.close()
-            self.reply.seconds = time.monotonic() - begin
+            self.reply.ended_at = time.monotonic()
+            self.reply.seconds = self.reply.ended_at - begin
 
     def _read(self, response: http.client.HTTPResponse) -> None:
         reply = self.reply

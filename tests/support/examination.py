@@ -21,7 +21,7 @@ import psutil
 from support.asks import Client, ask_all, draw_asks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from support.asks import Ask, Reply
     from support.patient import Patient
@@ -135,6 +135,7 @@ class Examination:
         asks: Sequence[Ask],
         *,
         leave_after: Sequence[int | None] | None = None,
+        headers: Mapping[str, str] | None = None,
         probe: bool = True,
         held: bool = False,
     ) -> Iterator[Load]:
@@ -143,6 +144,7 @@ class Examination:
         Args:
             asks: What to send.
             leave_after: Events after which each client leaves; None stays.
+            headers: What goes with each request, besides the key or another one in its place.
             probe: Whether liveness must answer all along.
             held: Let the engine stand still until it has them all: one that came after a fault
                 might be turned away, and rightly.
@@ -150,7 +152,7 @@ class Examination:
         load = Load([])
         leaving = leave_after or [None] * len(asks)
         load.clients = [
-            self._client(ask, leave_after=leave, load=load)
+            self._client(ask, leave_after=leave, load=load, headers=headers)
             for ask, leave in zip(asks, leaving, strict=True)
         ]
         with self._probing() if probe else contextlib.nullcontext():
@@ -276,12 +278,17 @@ class Examination:
     # -------------------------------------------------------------------------
 
     def _client(
-        self, ask: Ask, *, leave_after: int | None = None, load: Load | None = None
+        self,
+        ask: Ask,
+        *,
+        leave_after: int | None = None,
+        load: Load | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Client:
         return Client(
             self.server.port,
             ask,
-            headers=self.server.headers,
+            headers={**self.server.headers, **(headers or {})},
             leave_after=leave_after,
             on_text=load.count if load else lambda _: None,
             on_bytes=self.server.hear,
