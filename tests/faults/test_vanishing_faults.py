@@ -1,0 +1,126 @@
+"""Faults of clients that vanish, fifty in each place where a request can be."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import struct
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from support.asks import CHAT, NO_END
+from support.dangerous_model import SLOWS
+from support.planted import planted
+from support.raw_http import request_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from support.examination import Examination
+    from support.patient import Patient
+
+pytestmark = pytest.mark.battery
+
+_COUNT = 50
+_RESET = struct.pack("ii", 1, 0)
+"""Of SO_LINGER: closing sends a reset."""
+_FLAGS = ("--trust-remote-code", "--max-batch", "64", "--max-queue", "64", "--prefill-step", "64")
+
+
+@contextlib.contextmanager
+def _vanishing(server: Patient, content: str, max_tokens: int) -> Iterator[list[socket.socket]]:
+    """Send fifty requests, half of them streams; the clients vanish at the end of the block, half
+    of them without a word.
+    """
+    with contextlib.ExitStack() as stack:
+        held = []
+        for number in range(_COUNT):
+            body: dict[str, Any] = {
+                "model": "tiny",
+                "messages": [{"role": "user", "content": content}],
+                "max_tokens": max_tokens,
+                "stream": number % 2 == 0,
+                "logit_bias": NO_END,
+            }
+            connection = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+            stack.callback(connection.close)
+            if number % 4 < 2:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            headers = {
+                "Host": "localhost",
+                "Content-Type": "application/json",
+                **server.headers,
+            }
+            connection.sendall(request_bytes("POST", CHAT, headers, json.dumps(body).encode()))
+            held.append(connection)
+        yield held
+
+
+def _judge(server: Patient, examination: Examination, load: Any) -> None:
+    """All who stayed got all; those who vanished are counted once, as what they are."""
+    examination.sent_besides(_COUNT)
+    examination.judge(load)
+    figures = {"error_type": "client_gone"}
+    assert _COUNT == server.total(
+        "pharos_requests_finished_total", finish_reason="cancelled", **figures
+    )
+    assert _COUNT == server.total("http_server_request_duration_seconds_count", **figures)
+    assert 0 == server.total("pharos_engine_restarts_total")
+
+
+def _tokens_of_the_vanished(server: Patient) -> list[int]:
+    """Return how many tokens each of them had been given, as the log has it."""
+    lines = [json.loads(line) for line in server.log if '"finish_reason":"cancelled"' in line]
+    return [line.get("completion_tokens", 0) for line in lines]
+
+
+def test_vanishing_in_the_queue(
+    tiny_model: Path, examine: Callable[[Patient], Examination]
+) -> None:
+    """The engine stands still, with others before them: none of them ever begins."""
+    with planted(tiny_model, "--max-batch", "4", "--max-queue", "124") as server:
+        examination = examine(server)
+        asks = examination.draw(12)
+        server.engine.suspend()
+        with examination.load(asks) as load:
+            before = sum(ask.sequences for ask in asks)
+            server.wait_for(lambda: server.health()["waiting"] == before, "the others")
+            with _vanishing(server, "short", 8000):
+                server.wait_for(lambda: server.health()["waiting"] == before + _COUNT, "all")
+            server.engine.resume()
+        _judge(server, examination, load)
+        assert [0] * _COUNT == _tokens_of_the_vanished(server)
+
+
+def test_vanishing_in_prefill(
+    dangerous_model: Path, examine: Callable[[Patient], Examination]
+) -> None:
+    """Their prompts would take minutes: they are read to their ends for nobody."""
+    with planted(dangerous_model, *_FLAGS) as server:
+        examination = examine(server)
+        asks = examination.draw(6)
+        with (
+            examination.load(asks, held=True) as load,
+            _vanishing(server, f"{SLOWS} is slow to read " * 300, 8),
+        ):
+            server.wait_for(lambda: server.health()["running"] >= _COUNT, "in prefill")
+        _judge(server, examination, load)
+        assert [0] * _COUNT == _tokens_of_the_vanished(server)
+
+
+def test_vanishing_in_decode(
+    dangerous_model: Path, examine: Callable[[Patient], Examination]
+) -> None:
+    """Their answers would be thousands of tokens long: they end with the connections."""
+    with planted(dangerous_model, *_FLAGS) as server:
+        examination = examine(server)
+        asks = examination.draw(6)
+        with examination.load(asks) as load, _vanishing(server, "on and on", 8000) as held:
+            for connection in held[::2]:
+                while b'"content"' not in connection.recv(65536):
+                    pass
+            server.wait_for(lambda: server.health()["running"] >= _COUNT, "in decode")
+        _judge(server, examination, load)
