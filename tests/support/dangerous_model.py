@@ -15,7 +15,16 @@ from support.tiny_model import write_tiny_model
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["FAILS", "KILLS", "LOCKS_UP", "SEGFAULTS", "SLEEPS", "SLOWS", "write_dangerous_model"]
+__all__ = [
+    "FAILS",
+    "HOARDS",
+    "KILLS",
+    "LOCKS_UP",
+    "SEGFAULTS",
+    "SLEEPS",
+    "SLOWS",
+    "write_dangerous_model",
+]
 
 KILLS = "\x01"
 """As the kernel does when memory runs out."""
@@ -29,6 +38,8 @@ SLOWS = "\x05"
 """A chunk or step takes a third of a second, but ends."""
 FAILS = "\x06"
 """A step that ends with an error, as on Metal when a kernel takes too long; the process goes on."""
+HOARDS = "\x07"
+"""Takes 128 MiB for three seconds, once: memory that nobody was promised."""
 
 _CODE = '''\
 """The tiny llama, with characters that it cannot stand."""
@@ -38,14 +49,18 @@ import os
 import signal
 import time
 
+import mlx.core as mx
 from mlx_lm.models.llama import Model as _Llama
 from mlx_lm.models.llama import ModelArgs
 
 __all__ = ["Model", "ModelArgs"]
+hoard = []
 
 
 class Model(_Llama):
     def __call__(self, inputs, *args, **kwargs):
+        if hoard and time.monotonic() > hoard[0]:
+            hoard[1] = None
         seen = {*range(1, 32)}.intersection(itertools.chain(*inputs.tolist()))
         if 1 in seen:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -61,6 +76,9 @@ class Model(_Llama):
             raise RuntimeError(
                 "[METAL] Command buffer execution failed: Caused GPU Timeout Error (00000002:kIOGPU)"
             )
+        if 7 in seen and not hoard:
+            hoard[:] = [time.monotonic() + 3, mx.zeros(1 << 25) + 1]
+            mx.eval(hoard[1])
         return super().__call__(inputs, *args, **kwargs)
 '''
 
