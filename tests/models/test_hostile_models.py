@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 import subprocess
@@ -21,33 +20,19 @@ from mlx_pharos.engine.models.loading import load_model
 from mlx_pharos.engine.models.tensor_table import read_table
 from mlx_pharos.resilience.errors import ModelError
 from support.gguf_writer import write_tiny_gguf
+from support.hostile_model import (
+    change_json,
+    code_that_leaves,
+    table_and_tensors,
+    table_entry,
+    write_armed_model,
+)
 from support.hub import write_hub_cache
 from support.tiny_model import write_tiny_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-_CANARY = "from pathlib import Path; Path({!r}).write_text('it ran'); class_ = object\n"
-
-
-def _change(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def _armed(directory: Path, canary: Path, *, named_in: str) -> Path:
-    """Write a model with code that would leave a file, named in one of its files or in none."""
-    write_tiny_model(directory)
-    (directory / "evil.py").write_text(_CANARY.format(str(canary)))
-    classes: dict[str, Any] = {"AutoTokenizer": [None, "evil.Tokenizer"]}
-    if named_in == "model_file":
-        _change(directory / "config.json", model_file="evil.py")
-    elif named_in == "auto_map":
-        classes = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
-        _change(directory / "config.json", auto_map=classes)
-    elif named_in == "tokenizer":
-        _change(directory / "tokenizer_config.json", auto_map=classes)
-    return directory
 
 
 @pytest.mark.parametrize("named_in", ["model_file", "auto_map", "tokenizer", "nothing"])
@@ -56,7 +41,7 @@ def test_a_model_with_code_is_refused_and_its_code_never_runs(
 ) -> None:
     """Whoever names it, code beside a model is refused by its file's name before anything runs."""
     canary = tmp_path / "canary"
-    directory = _armed(tmp_path / "model", canary, named_in=named_in)
+    directory = write_armed_model(tmp_path / "model", canary, named_in=named_in)
     with pytest.raises(ModelError, match=r"evil\.py|for the tokenizer"):
         load_model(directory)
     with pytest.raises(ValidationError, match="trust_remote_code"):
@@ -70,7 +55,7 @@ def test_a_model_is_served_without_its_code_where_that_is_allowed(
 ) -> None:
     """With ignore_model_code, mlx-lm's own code loads the model and the model's stays unread."""
     canary = tmp_path / "canary"
-    directory = _armed(tmp_path / "model", canary, named_in=named_in)
+    directory = write_armed_model(tmp_path / "model", canary, named_in=named_in)
     validator = ConfigValidator(Settings(ignore_model_code=True))
     assert validator.validate_model_path(directory).kind == "directory"
     loaded = load_model(directory, code="ignore")
@@ -81,7 +66,7 @@ def test_a_model_is_served_without_its_code_where_that_is_allowed(
 @pytest.mark.parametrize("named_in", ["model_file", "tokenizer"])
 def test_code_that_is_needed_is_not_ignored(tmp_path: Path, named_in: str) -> None:
     """A model that cannot be built without its code is refused also where code is ignored."""
-    directory = _armed(tmp_path / "model", tmp_path / "canary", named_in=named_in)
+    directory = write_armed_model(tmp_path / "model", tmp_path / "canary", named_in=named_in)
     with pytest.raises(ModelError, match="needs code of its own"):
         load_model(directory, code="ignore")
     assert not (tmp_path / "canary").exists()
@@ -90,9 +75,9 @@ def test_code_that_is_needed_is_not_ignored(tmp_path: Path, named_in: str) -> No
 def test_serve_in_the_models_own_folder_runs_none_of_its_modules(tmp_path: Path) -> None:
     """Files named like Python's own modules are not imported by any of the server's processes."""
     canary = tmp_path / "canary"
-    directory = _armed(tmp_path / "model", canary, named_in="nothing")
+    directory = write_armed_model(tmp_path / "model", canary, named_in="nothing")
     for name in ("json", "socket", "mlx", "jinja2", "tokenizers", "sitecustomize"):
-        (directory / f"{name}.py").write_text(_CANARY.format(str(canary)))
+        (directory / f"{name}.py").write_text(code_that_leaves(canary))
     for command in (["serve", "--port", "0"], ["doctor"], ["pull"]):
         target = ["."] if command == ["pull"] else ["--model", "."]
         done = subprocess.run(
@@ -109,7 +94,7 @@ def test_serve_in_the_models_own_folder_runs_none_of_its_modules(tmp_path: Path)
     assert not canary.exists()
 
 
-def test_pickles_are_neither_loaded_nor_named_as_weights(tmp_path: Path) -> None:
+def test_pickles_are_neither_loaded_nor_named_astable_and_tensors(tmp_path: Path) -> None:
     """A .bin beside safetensors is never opened; alone it is refused, because reading it runs it."""
     directory = write_tiny_model(tmp_path / "model")
     # The pickle of a call of os.mkdir.
@@ -168,38 +153,38 @@ def test_a_pipe_in_place_of_a_file_is_no_wait(tmp_path: Path) -> None:
         inspect_directory(directory)
 
 
-def _weights(table: object, tensors: bytes = b"", length: int | None = None) -> bytes:
-    head = table if isinstance(table, bytes) else json.dumps(table).encode()
-    return struct.pack("<Q", len(head) if length is None else length) + head + tensors
-
-
-def _tensor(shape: list[Any], begin: Any, end: Any, kind: str = "F32") -> dict[str, Any]:
-    return {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
-
-
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         (b"", "too short"),
-        (_weights({}, length=2**63), "longer than the file"),
-        (_weights(b"[" * 100_000), "cannot be read"),
-        (_weights(b'{"a": 0, "a": 1}'), "name twice"),
-        (_weights(b"[]"), "cannot be read"),
-        (_weights({"a": 1}), "'a' has no type, shape and place"),
-        (_weights({"a": _tensor([1], 0, 4) | {"dtype": None}}, b"1234"), "no type"),
-        (_weights({"a": _tensor([-1], 0, 4)}, b"1234"), "no type, shape"),
-        (_weights({"a": _tensor([True], 0, 4)}, b"1234"), "no type, shape"),
-        (_weights({"a": _tensor([1.0], 0, 4)}, b"1234"), "no type, shape"),
-        (_weights({"a": _tensor([1], 0, 4, "F1024")}, b"1234"), "unknown type, 'F1024'"),
-        (_weights({"a": _tensor([1000], 0, 4)}, b"1234"), "does not take the bytes"),
-        (_weights({"a": _tensor([0, 2**40], 0, 0)}), "larger than any can be"),
-        (_weights({"a": _tensor([1], 4, 8)}, b"12345678"), "leaves a gap"),
+        (table_and_tensors({}, length=2**63), "longer than the file"),
+        (table_and_tensors(b"[" * 100_000), "cannot be read"),
+        (table_and_tensors(b'{"a": 0, "a": 1}'), "name twice"),
+        (table_and_tensors(b"[]"), "cannot be read"),
+        (table_and_tensors({"a": 1}), "'a' has no type, shape and place"),
+        (table_and_tensors({"a": table_entry([1], 0, 4) | {"dtype": None}}, b"1234"), "no type"),
+        (table_and_tensors({"a": table_entry([-1], 0, 4)}, b"1234"), "no type, shape"),
+        (table_and_tensors({"a": table_entry([True], 0, 4)}, b"1234"), "no type, shape"),
+        (table_and_tensors({"a": table_entry([1.0], 0, 4)}, b"1234"), "no type, shape"),
         (
-            _weights({"a": _tensor([1], 0, 4), "b": _tensor([1], 0, 4)}, b"1234"),
+            table_and_tensors({"a": table_entry([1], 0, 4, "F1024")}, b"1234"),
+            "unknown type, 'F1024'",
+        ),
+        (table_and_tensors({"a": table_entry([1000], 0, 4)}, b"1234"), "does not take the bytes"),
+        (table_and_tensors({"a": table_entry([0, 2**40], 0, 0)}), "larger than any can be"),
+        (table_and_tensors({"a": table_entry([1], 4, 8)}, b"12345678"), "leaves a gap"),
+        (
+            table_and_tensors({"a": table_entry([1], 0, 4), "b": table_entry([1], 0, 4)}, b"1234"),
             "'b' overlaps another",
         ),
-        (_weights({"a": _tensor([1], 0, 4)}, b"123"), "has 72 bytes where .* asks for 73"),
-        (_weights({"a": _tensor([1], 0, 4)}, b"12345"), "has 74 bytes where .* asks for 73"),
+        (
+            table_and_tensors({"a": table_entry([1], 0, 4)}, b"123"),
+            "has 72 bytes where .* asks for 73",
+        ),
+        (
+            table_and_tensors({"a": table_entry([1], 0, 4)}, b"12345"),
+            "has 74 bytes where .* asks for 73",
+        ),
     ],
 )
 def test_tensors_that_are_not_where_they_should_be_are_named(
@@ -227,7 +212,9 @@ def test_a_table_of_gigabytes_is_not_read(tmp_path: Path) -> None:
 def test_any_damage_of_a_table_is_an_error_in_words(tmp_path: Path, data: st.DataObject) -> None:
     """Whatever byte of the head is changed, the table is still true to the file or refused."""
     path = tmp_path / "model.safetensors"
-    content = bytearray(_weights({"a": _tensor([2], 0, 8), "b": _tensor([1], 8, 12)}, b"x" * 12))
+    content = bytearray(
+        table_and_tensors({"a": table_entry([2], 0, 8), "b": table_entry([1], 8, 12)}, b"x" * 12)
+    )
     for place in data.draw(st.lists(st.integers(0, len(content) - 13), max_size=4)):
         content[place] = data.draw(st.integers(0, 255))
     path.write_bytes(content)
@@ -290,11 +277,11 @@ def _huge(directory: Path) -> None:
 
 
 def _endless(directory: Path) -> None:
-    _change(directory / "config.json", num_hidden_layers=10**9)
+    change_json(directory / "config.json", num_hidden_layers=10**9)
 
 
 def _odd_quantization(directory: Path) -> None:
-    _change(directory / "config.json", quantization=[32, 4])
+    change_json(directory / "config.json", quantization=[32, 4])
 
 
 @pytest.mark.parametrize(
@@ -335,7 +322,7 @@ def test_a_recommendation_that_no_request_could_ask_for_is_none(tmp_path: Path, 
 def test_a_context_that_no_machine_could_hold_is_not_believed(tmp_path: Path) -> None:
     """The window is then the tokenizer's, or a small one."""
     directory = write_tiny_model(tmp_path)
-    _change(directory / "config.json", max_position_embeddings=2**70)
+    change_json(directory / "config.json", max_position_embeddings=2**70)
     assert load_model(directory).context_length == 8192
 
 
