@@ -107,6 +107,7 @@ class GenerateRoute:
         charge = take_tokens(rates, owner, call, body_bytes=request.content_length or 0)
         run.on_finished = lambda usage: charge.settle(usage.prompt + usage.completion)
         draft.report = charge.settled_by(run.report)
+        draft.has_begun = lambda: run.started
         self._start(run, call, family)
         envelope = Envelope(options.model_name)
         if call.stream:

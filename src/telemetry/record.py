@@ -93,11 +93,6 @@ class EngineReport:
     """The intervals between tokens in it."""
     resumptions: tuple[Resumption, ...] = ()
 
-    @property
-    def started(self) -> bool:
-        """Whether the engine began with any of it."""
-        return bool(self.prefill_at or self.first_token_at or self.prompt_tokens)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRecord:
@@ -118,6 +113,8 @@ class GenerationRecord:
     """The error that the client was told, or would have been; empty without one."""
     failed: bool = False
     """Whether that error is the server's fault."""
+    begun: bool = False
+    """Whether the engine was known to have begun with it when the error was told."""
     engine: EngineReport = field(default_factory=EngineReport)
     content: Content | None = None
     """Prompts and answers for the span alone, where the operator opted in."""
@@ -154,6 +151,10 @@ class GenerationDraft:
     failed: bool = False
     left: bool = False
     """Whether the client left before the end."""
+    begun: bool = False
+    """See :class:`GenerationRecord`."""
+    has_begun: Callable[[], bool] = bool
+    """Asked when there is an error: the engine may begin while the client is told that it did not."""
     report: Callable[[], EngineReport] = EngineReport
     """Asked once, at the end."""
     content: Content | None = None
@@ -162,6 +163,7 @@ class GenerationDraft:
         """Note the error that the client is told."""
         self.error_code = error.code or error.type
         self.failed = error.status >= 500 and not isinstance(error, errors.RefusedError)  # noqa: PLR2004 - HTTP
+        self.begun = self.has_begun()
 
     def record(self) -> GenerationRecord:
         """Return the record; the engine is asked for its report now."""
@@ -178,6 +180,7 @@ class GenerationDraft:
             finish_reason=self._finish_reason(engine),
             error_code=self.error_code,
             failed=self.failed,
+            begun=self.begun,
             engine=engine,
             content=self.content,
         )
@@ -185,7 +188,7 @@ class GenerationDraft:
     def _finish_reason(self, engine: EngineReport) -> FinishReason:
         """Return how it ended: one word, also for several choices."""
         if self.error_code:
-            refused = self.error_code in REFUSED_CODES and not engine.started
+            refused = self.error_code in REFUSED_CODES and not self.begun
             return "refused" if refused else "error"
         if self.left or len(engine.endings) < self.choices or "cancelled" in engine.endings:
             return "cancelled"
@@ -222,7 +225,7 @@ class RequestRecord:
     @property
     def refusal(self) -> str:
         """What refused the request before anything was started; empty where nothing did."""
-        if self.generation is not None and self.generation.engine.started:
+        if self.generation is not None and self.generation.begun:
             return ""
         return _REFUSALS.get(self.error_code, "")
 

@@ -237,14 +237,18 @@ def test_a_refusal_is_traced_and_no_latency(bench: _Bench) -> None:
     assert ("queue_full", 503) == (line["error_code"], line["status"])
 
 
-def test_a_refusal_counts_unless_the_request_had_begun(bench: _Bench) -> None:
-    """What had begun and then ended for the same reason failed, and was not refused."""
-    for report in (EngineReport(), EngineReport(accepted_at=1000.1, prefill_at=1000.2)):
-        draft = _draft(report)
-        draft.fail(DrainingError("stopping"))
-        bench.call(draft, status="503 Service Unavailable")
-    (refusal,) = [each for each in bench.points("pharos.admission.refusals") if each.value]
-    assert ({"reason": "draining"}, 1) == (dict(refusal.attributes), refusal.value)
+@pytest.mark.parametrize("began", [False, True])
+def test_a_refusal_counts_unless_the_request_had_begun(bench: _Bench, *, began: bool) -> None:
+    """What had begun when its error was told failed, and was not refused. Who was refused may learn
+    afterwards that the engine was just about to begin: it was refused all the same.
+    """
+    draft = _draft(EngineReport(accepted_at=1000.1, prefill_at=1000.2), has_begun=lambda: began)
+    draft.fail(DrainingError("stopping"))
+    bench.call(draft, status="503 Service Unavailable")
+    refused = [each.value for each in bench.points("pharos.admission.refusals") if each.value]
+    assert ([] if began else [1]) == refused
+    finish = json.loads(bench.lines.getvalue())["finish_reason"]
+    assert ("error" if began else "refused") == finish
 
 
 def test_a_resumed_request_tells_of_the_engine_it_lost(bench: _Bench) -> None:
