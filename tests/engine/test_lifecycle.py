@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -24,6 +23,7 @@ from mlx_pharos.resilience.errors import (
 )
 from mlx_pharos.resilience.restarts import RestartPolicy
 from support.client import wait_until
+from support.dangerous_model import STARVES, add_starving_template
 from support.engine import GREEDY, collect, engine_options, generate, wait_until_idle
 from support.tiny_model import write_tiny_model
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _LONG = 1_000_000
-_TAKES_ALL = "{% if messages[0].content == 'huge' %}{{ 'a' * 10**15 }}{% endif %}hello"
 
 
 @pytest.fixture
@@ -121,12 +120,9 @@ def test_engine_after_a_crash_does_less_at_once(restarted_engine: EngineClient) 
 def test_engine_that_gets_no_memory_is_replaced(tmp_path: Path) -> None:
     """Requests that cannot even be tokenized are refused for now, and after some another serves."""
     model = write_tiny_model(tmp_path / "model")
-    tokenizer = model / "tokenizer_config.json"
-    tokenizer.write_text(
-        json.dumps(json.loads(tokenizer.read_text()) | {"chat_template": _TAKES_ALL})
-    )
+    add_starving_template(model)
     options = engine_options(model, max_batch=2)
-    huge, small = (ChatPrompt((ChatMessage("user", text),)) for text in ("huge", "small"))
+    huge, small = (ChatPrompt((ChatMessage("user", text),)) for text in (STARVES, "small"))
     engine = start_engine(options, max_batch=2, max_queue=6, restarts=RestartPolicy(limit=2))
     try:
         assert engine.wait_ready(15), engine.down_reason

@@ -12,6 +12,7 @@ from mlx_pharos.engine.client import start_engine
 from mlx_pharos.engine.protocol import EngineOptions
 from mlx_pharos.server.app import create_app, start_telemetry
 from mlx_pharos.server.listener import Listener
+from mlx_pharos.server.operations import operations_listener
 from mlx_pharos.server.options import ServerOptions
 from mlx_pharos.server.shutdown import Shutdown
 from support.client import RunningServer
@@ -71,17 +72,18 @@ def _serving(
     try:
         app = create_app(options, engine, telemetry, shutdown)
         listener = Listener(app, options, shutdown, on_drain=engine.drain)
-        loop = threading.Thread(target=listener.run, name="listener")
-        loop.start()
-        try:
-            if ready:
-                assert engine.wait_ready(15), engine.down_reason
-            yield RunningServer(options, engine, listener, shutdown)
-        finally:
-            listener.stop()
-            listener.stop()
-            loop.join(10)
-            assert not loop.is_alive()
+        with operations_listener(app, options, shutdown) as operations:
+            loop = threading.Thread(target=listener.run, name="listener")
+            loop.start()
+            try:
+                if ready:
+                    assert engine.wait_ready(15), engine.down_reason
+                yield RunningServer(options, engine, listener, shutdown, operations)
+            finally:
+                listener.stop()
+                listener.stop()
+                loop.join(10)
+                assert not loop.is_alive()
     finally:
         engine.close()
         telemetry.shutdown()

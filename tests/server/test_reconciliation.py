@@ -1,137 +1,167 @@
-"""Whatever clients saw is what every backend shows: half a thousand mixed requests, and the sums.
+"""Whatever clients saw is what every backend shows: more than half a thousand mixed requests, with
+every kind of refusal among them, and the sums.
 
-The traffic runs once; each test then compares one backend with the clients.
+The traffic runs once, in stages; then each test compares one backend with the clients.
 """
 
 from __future__ import annotations
 
-import os
-import signal
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
-from mlx_pharos.engine.engine_state import Endurance
-from mlx_pharos.resilience.api_keys import ApiKey
-from mlx_pharos.telemetry.collector import make_window
-from mlx_pharos.telemetry.telemetry import Telemetry, TelemetryOptions
-from support.access_log import access_log
-from support.books import MINE, Books, seconds, seconds_until
+from mlx_pharos.telemetry.attributes import OTHER, REFUSAL_REASON
+from support import ordeal
+from support.books import MINE, SERVER, Books, seconds, seconds_until
 from support.client import wait_until
-from support.collector import attributes_of, collector
-from support.tiny_model import write_tiny_model
-from support.traffic import Traffic
+from support.collector import attributes_of
+from support.stage import Stage, set_stage
+from support.traffic import REFUSALS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from support.access_log import AccessLog
-    from support.client import RunningServer
-
-pytestmark = pytest.mark.timeout(60)
-"""Half a thousand requests and two restarts come before the first test."""
+pytestmark = pytest.mark.timeout(55)
+"""Of each stage, which has hundreds of requests or some restarts: every stage has a test of its own."""
 
 KINDS = {
-    "plain": 130,
+    "plain": 120,
     "completion": 80,
-    "stream": 110,
-    "wide": 20,
+    "stream": 100,
+    "wide": 12,
     "leave": 60,
     "leave-early": 20,
-    "bad": 90,
+    "bad": 80,
     "half-bad": 2,
-    "refused": 50,
+    "refused": 70,
+    "too-long": 6,
+    "never-fits": 6,
+    "late": 6,
+    "late-stream": 6,
     "report": 30,
 }
-KEY = "s3cret"
 ROUNDED = 0.000051
 """Access lines have seconds with four digits after the point."""
 
 
 @pytest.fixture(scope="module")
-def books(tmp_path_factory: pytest.TempPathFactory, serving: Callable[..., Any]) -> Iterator[Books]:
-    """Run the traffic, kill the engine under the last of it, and collect everything."""
-    model = write_tiny_model(tmp_path_factory.mktemp("traffic"), context_length=16384)
-    with access_log() as log, collector() as target:
-        options = TelemetryOptions(model="tiny", otlp_endpoint=target.endpoint)
-        telemetry = Telemetry(options, window=make_window())
-        with serving(
-            model,
-            telemetry=telemetry,
-            endurance=Endurance(crash_budget=1),
-            api_keys=(ApiKey.of("app", KEY),),
-            max_batch=8,
-            max_queue=40,
-        ) as server:
-            traffic = Traffic(server, seed=20240229, key=KEY)
-            traffic.run(KINDS, clients=20)
-            wait_until(lambda: server.engine.in_flight == 0)
-            traffic.run({"half-bad": 3}, clients=1)
-            _kill_engines(server, traffic)
-            yield _collect(server, traffic, telemetry, target, log)
+def stage(tmp_path_factory: pytest.TempPathFactory, serving: Callable[..., Any]) -> Iterator[Stage]:
+    """A server that has bounds for everything."""
+    with set_stage(tmp_path_factory.mktemp("traffic"), serving, seed=20240229) as found:
+        yield found
 
 
-def _kill_engines(server: RunningServer, traffic: Traffic) -> None:
-    """Let six streams meet an engine's end: four go on in the next one and end well. Two never end,
-    and meet another end, which is one more than they may. Four requests come after that.
+@pytest.fixture(scope="module")
+def mixed(stage: Stage) -> Stage:
+    """After half a thousand requests of twenty clients."""
+    stage.traffic.run(KINDS, clients=20)
+    wait_until(lambda: stage.server.engine.in_flight == 0)
+    stage.traffic.run({"half-bad": 3}, clients=1)
+    wait_until(lambda: stage.server.engine.in_flight == 0)
+    return stage
+
+
+@pytest.fixture(scope="module")
+def refused(mixed: Stage) -> Stage:
+    """After every refusal of a server that is well."""
+    ordeal.crowd(mixed.server, mixed.traffic)
+    ordeal.overdue(mixed.traffic)
+    ordeal.starve(mixed.server, mixed.traffic)
+    return mixed
+
+
+@pytest.fixture(scope="module")
+def killed(refused: Stage) -> Stage:
+    """After the deaths of two engines, for no reason that was in a request."""
+    ordeal.kill_engines(refused.server, refused.traffic)
+    return refused
+
+
+@pytest.fixture(scope="module")
+def poisoned(killed: Stage) -> Stage:
+    """After the deaths of two more, for one that was."""
+    ordeal.poison(killed.server, killed.traffic)
+    return killed
+
+
+@pytest.fixture(scope="module")
+def books(poisoned: Stage) -> Books:
+    """All books, after the server has shut down."""
+    ordeal.drain(poisoned.server, poisoned.traffic)
+    return poisoned.books()
+
+
+def test_the_traffic_is_mixed(mixed: Stage) -> None:
+    """More than 500 requests, of every kind that a server in health meets."""
+    seen = mixed.traffic.seen
+    assert len(seen) > 500
+    assert {*KINDS} == {each.kind for each in seen}
+    assert {"stop", "length", "cancelled"} < {reason for reason, _ in mixed.traffic.finished()}
+    unread = {each.status for each in seen if each.kind == "refused"}
+    assert {400, 401, 413, 431} == unread
+
+
+def test_every_refusal_is_met(refused: Stage) -> None:
+    """For the rate, the queue, its time, the memory of a request and that of the machine; and too
+    little time for the answer, before its first byte and after some.
     """
-    wait_until(lambda: server.engine.in_flight == 0)
-    with ThreadPoolExecutor(6) as pool:
-        finite = [pool.submit(traffic.send, "long", seed) for seed in range(4)]
-        endless = [pool.submit(traffic.send, "endless", seed) for seed in (8, 9)]
-        wait_until(lambda: server.engine.snapshot().running == 6, 20)
-        first = server.engine.pid
-        os.kill(first, signal.SIGKILL)
-        traffic.seen += [stream.result() for stream in finite]
-        wait_until(lambda: server.engine.pid != first and server.engine.snapshot().running == 2, 20)
-        os.kill(server.engine.pid, signal.SIGKILL)
-        traffic.seen += [stream.result() for stream in endless]
-    traffic.run({"plain": 4}, clients=4)
-    assert server.engine.wait_ready(20)
+    told = {(each.status, each.error_code) for each in refused.traffic.seen}
+    assert {
+        (400, "request_too_large"),
+        (413, "body_too_large"),
+        (429, "rate_limit_exceeded"),
+        (503, "memory"),
+        (503, "queue_full"),
+        (503, "queue_timeout"),
+        (504, "deadline_exceeded"),
+    } <= told
+    codes = {each.error_code for each in refused.traffic.seen if each.chunks}
+    assert "deadline_exceeded" in codes
 
 
-def _collect(
-    server: RunningServer, traffic: Traffic, telemetry: Telemetry, target: Any, log: AccessLog
-) -> Books:
-    wait_until(lambda: len(log.lines()) >= len(traffic.seen), 20)
-    legacy = server.get("/v1/metrics").json
-    scrape = server.get("/metrics").body.decode()
-    wait_until(lambda: len(log.lines()) >= len(traffic.seen) + 2)
-    telemetry.force_flush()
-    telemetry.shutdown()
-    return Books(
-        traffic=traffic,
-        lines=[line for line in log.lines() if line.get("route") not in MINE],
-        spans=target.spans(),
-        otlp=target.metrics(),
-        prometheus={each.name: each.samples for each in text_string_to_metric_families(scrape)},
-        legacy=legacy,
-    )
+def test_engines_die(killed: Stage) -> None:
+    """Requests that were in one death end well, those in two do not; others come while there is no
+    engine.
+    """
+    seen = killed.traffic.seen
+    assert {"length"} == {each.finish_reason for each in seen if each.kind == "long"}
+    assert {"engine_died"} == {each.error_code for each in seen if each.kind == "endless"}
+    assert "engine_unavailable" in {each.error_code for each in seen}
 
 
-def test_the_traffic_is_mixed(books: Books) -> None:
-    """More than 500 requests, with every kind of end among them."""
-    assert len(books.traffic.seen) > 500
+def test_a_prompt_kills_engines(poisoned: Stage) -> None:
+    """It is in one death more than it may be; sent again, it is not tried."""
+    codes = [each.error_code for each in poisoned.traffic.seen if each.kind == "deadly"]
+    assert ["engine_died", "engine_died"] == codes
+
+
+def test_every_end_is_met(books: Books) -> None:
+    """The server shut down: newcomers were refused, and the stream that ran was cut off in words."""
     reasons = {reason for reason, _ in books.traffic.finished()}
     assert {"stop", "length", "cancelled", "refused", "error"} == reasons
     errors = {error for _, error in books.traffic.finished()}
     assert {
         "",
+        "body_too_large",
         "client_gone",
-        "queue_full",
+        "context_length_exceeded",
+        "deadline_exceeded",
+        "draining",
         "engine_died",
         "engine_unavailable",
+        "invalid_value",
+        "memory",
         "model_not_found",
-        "context_length_exceeded",
+        "queue_full",
+        "queue_timeout",
+        "rate_limit_exceeded",
+        "request_too_large",
         "unsupported_media_type",
         "unsupported_parameter",
-        "invalid_value",
     } == errors
-    below = {each.status for each in books.traffic.seen if each.kind == "refused"}
-    assert {400, 401, 413, 431} == below
+    cut = [each for each in books.traffic.seen if each.error_code == "draining" and each.chunks]
+    assert ["endless"] == [each.kind for each in cut]
 
 
 def test_every_end_is_counted_once_everywhere(books: Books) -> None:
@@ -146,44 +176,36 @@ def test_every_end_is_counted_once_everywhere(books: Books) -> None:
     generation = [attributes_of(span) for span, _ in books.generations()]
     assert seen == Counter(tuple(each.get(key, "") for key in keys) for each in generation)
     assert seen == Counter(
-        (
-            line["finish_reason"],
-            "client_gone" if line["finish_reason"] == "cancelled" else line.get("error_code", ""),
-        )
-        for line in books.lines
-        if "finish_reason" in line
+        (line["finish_reason"], _error_of(line)) for line in books.lines if "finish_reason" in line
     )
     assert sum(seen.values()) == books.legacy["throughput"]["total_requests"]
 
 
 def test_every_request_is_counted_once_everywhere(books: Books) -> None:
-    """HTTP requests by method, route and status: clients = scrape = OTLP = spans = access log.
-
-    A client that left early saw no status; it is compared by its end alone.
+    """HTTP requests by method, route, status and error: clients = scrape = OTLP = spans = access
+    log.
     """
-    early = {each.request_id for each in books.traffic.seen if not each.status}
     seen = books.traffic.answered()
-    lines = Counter(
-        (line["method"], line.get("route", ""), line["status"])
+    assert seen == Counter(
+        (line["method"], line.get("route", ""), line["status"], _error_of(line))
         for line in books.lines
-        if line["request_id"] not in early
-    )
-    assert seen == lines
-    everything = Counter(
-        (line["method"], line.get("route", ""), line["status"]) for line in books.lines
     )
     name = "http_server_request_duration_seconds"
-    labels = ("http_request_method", "http_route", "http_response_status_code")
+    labels = ("http_request_method", "http_route", "http_response_status_code", "error_type")
     scraped = books.series(name, *labels, name=f"{name}_count")
-    assert everything == _without_mine(
-        {(m, r, int(s)): count for (m, r, s), count in scraped.items()}
+    assert seen == _without_mine(
+        {(m, r, int(s), e): count for (m, r, s, e), count in scraped.items()}
     )
-    keys = ("http.request.method", "http.route", "http.response.status_code")
-    assert everything == _without_mine(books.pushed("http.server.request.duration", *keys))
-    servers = [attributes_of(span) for span in books.spans if span.kind == 2]
-    assert everything == _without_mine(
-        Counter(tuple(each.get(key, "") for key in keys) for each in servers)
-    )
+    keys = ("http.request.method", "http.route", "http.response.status_code", "error.type")
+    assert seen == _without_mine(books.pushed("http.server.request.duration", *keys))
+    servers = [attributes_of(span) for span in books.spans if span.kind == SERVER]
+    assert seen == Counter(tuple(each.get(key, "") for key in keys) for each in servers)
+
+
+def _error_of(line: dict[str, Any]) -> str:
+    """What an access line says went wrong, in metrics' words."""
+    code: str = line.get("error_code", "")
+    return "client_gone" if line.get("client_left") and not code else code
 
 
 def _without_mine(counted: Any) -> Counter[Any]:
@@ -224,7 +246,7 @@ def test_tokens_are_those_of_the_usage(books: Books) -> None:
 
 def test_latencies_are_those_of_taken_requests(books: Books) -> None:
     """The window holds each request that was neither refused nor wrong, whatever its end."""
-    codes = {"engine_died", ""}
+    codes = {"deadline_exceeded", "engine_died", ""}
     taken = [each for each in books.traffic.generations if each.left or each.error_code in codes]
     assert len(taken) == books.legacy["latency"]["samples"]
     whole = [each for each in taken if each.finish_reason in {"stop", "length"}]
@@ -234,17 +256,19 @@ def test_latencies_are_those_of_taken_requests(books: Books) -> None:
 
 
 def test_refusals_are_those_that_clients_saw(books: Books) -> None:
-    """What was refused before anything was started, by reason: clients = scrape = OTLP."""
-    reasons = {"queue_full": "queue_full", "engine_unavailable": "engine_down"}
-    seen = Counter(
-        (reasons[each.error_code],)
-        for each in books.traffic.seen
-        if each.error_code in reasons and not each.left
-    )
-    assert set(reasons.values()) == {reason for (reason,) in seen}
+    """What was refused before anything was started, for each reason that there is: clients = scrape
+    = OTLP = access log.
+    """
+    seen = Counter({(reason,): count for reason, count in books.traffic.refusals().items()})
+    assert {*REFUSAL_REASON.values} - {OTHER} == {reason for (reason,) in seen}
     name = "pharos_admission_refusals"
     assert seen == books.series(name, "reason", name=f"{name}_total")
     assert seen == +books.pushed("pharos.admission.refusals", "reason")
+    assert seen == Counter(
+        (REFUSALS[line["error_code"]],)
+        for line in books.lines
+        if line.get("error_code") in REFUSALS and not line.get("prompt_tokens")
+    )
 
 
 def test_each_duration_is_the_same_everywhere(books: Books) -> None:
@@ -272,7 +296,7 @@ def test_durations_sum_up_to_the_same_everywhere(books: Books) -> None:
         for span, _ in books.generations()
         if attributes_of(span)["finish_reason"] in {"stop", "length"}
     ]
-    server = [seconds(span) for span in books.spans if span.kind == 2 and not _is_mine(span)]
+    server = [seconds(span) for span in books.spans if span.kind == SERVER]
     generations = [seconds(span) for span, _ in books.generations()]
     lines = {
         "http.server.request.duration": [line["duration_seconds"] for line in books.lines],
@@ -308,10 +332,6 @@ def _phase(books: Books, name: str, event: str) -> list[float]:
     ]
 
 
-def _is_mine(span: Any) -> bool:
-    return attributes_of(span).get("http.route") in MINE
-
-
 def test_lookups_agree(books: Books) -> None:
     """Cache lookups: the legacy answer = the scrape = OTLP."""
     cache = books.legacy["cache"]
@@ -330,32 +350,40 @@ def test_each_request_is_one_trace(books: Books) -> None:
     for seen in books.traffic.seen:
         line = books.line_of(seen)
         server = books.span_of(line)
-        assert server.trace_id.hex() == line["trace_id"]
+        inner = books.within(server)
         assert seen.trace_id in {"", line["trace_id"]}
         assert server.name == f"{seen.method} {seen.route}".strip()
-        inner = [
-            span
-            for span in books.spans
-            if span.trace_id == server.trace_id and span.span_id != server.span_id
-        ]
         assert bool(inner) == seen.generates
         if seen.finish_reason in {"stop", "length"} and seen.generates:
-            assert {"queue", "prefill", "decode"} <= {span.name for span in inner}
-            for span in inner:
+            assert {"queue", "prefill", "decode"} <= {*inner}
+            for span in inner.values():
                 assert server.start_time_unix_nano <= span.start_time_unix_nano
                 assert span.end_time_unix_nano <= server.end_time_unix_nano
 
 
+def test_no_time_contradicts_the_clients_watch(books: Books) -> None:
+    """Of each request, by the one clock of clients, server and engine: nothing is begun before it
+    was sent, and no answer, text or end comes to a client before the server says that it was there.
+    """
+    for seen in books.traffic.seen:
+        for what, (before, after) in books.ordered(seen).items():
+            assert before <= after, (what, seen)
+
+
 def test_resumed_requests_are_counted_as_such(books: Books) -> None:
-    """Six requests went on in another engine: the scrape = OTLP = the spans' events, and restarts."""
-    lost = Counter({("SIGKILL",): 6})
+    """Six requests went on in another engine, and the one that killed two: the scrape = OTLP = the
+    spans' events; and the restarts are four.
+    """
+    lost = Counter({("SIGKILL",): 7})
     name = "pharos_requests_resumed"
     assert lost == books.series(name, "reason", name=f"{name}_total")
     assert lost == +books.pushed("pharos.requests.resumed", "reason")
     events = [event.name for span in books.spans for event in span.events]
-    assert (6, 6) == (events.count("engine.lost"), events.count("resumed"))
+    assert (7, 7) == (events.count("engine.lost"), events.count("resumed"))
     name = "pharos_engine_restarts"
-    assert Counter({("SIGKILL",): 2}) == books.series(name, "reason", name=f"{name}_total")
+    restarts = Counter({("SIGKILL",): 4})
+    assert restarts == books.series(name, "reason", name=f"{name}_total")
+    assert restarts == +books.pushed("pharos.engine.restarts", "reason")
 
 
 def test_nothing_is_dropped(books: Books) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from support.collector import attributes_of
@@ -11,12 +12,15 @@ from support.collector import attributes_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from support.client import RunningServer
     from support.traffic import Seen, Traffic
 
-__all__ = ["MINE", "Books", "seconds", "seconds_until"]
+__all__ = ["MINE", "SERVER", "Books", "epoch_offset_ns", "seconds", "seconds_until"]
 
 MINE = {"/metrics", "/v1/metrics"}
 """Routes that the test itself asks for, to look."""
+SERVER = 2
+"""The kind of a request's own span."""
 
 
 @dataclass
@@ -30,22 +34,83 @@ class Books:
     prometheus: dict[str, list[Any]]
     legacy: dict[str, Any]
 
+    epoch_offset_ns: int
+    """What the server adds to the monotonic clock for the times of spans."""
+
     def line_of(self, seen: Seen) -> dict[str, Any]:
-        """The access line of a request."""
-        (found,) = [line for line in self.lines if line["request_id"] == seen.request_id]
+        """The only access line of a request."""
+        (found,) = self._lines[seen.request_id]
         return found
 
     def span_of(self, line: dict[str, Any]) -> Any:
-        """The span that an access line names."""
-        (found,) = [span for span in self.spans if span.span_id.hex() == line["span_id"]]
+        """The only span that an access line can mean."""
+        (found,) = [each for each in self._spans[line["trace_id"]] if each.kind == SERVER]
+        assert found.span_id.hex() == line["span_id"]
+        return found
+
+    def within(self, server: Any) -> dict[str, Any]:
+        """The spans of a request's trace but that of the request, by their names."""
+        inner = [each for each in self._spans[server.trace_id.hex()] if each is not server]
+        found = {each.name.partition(" ")[0]: each for each in inner}
+        assert len(found) == len(inner)
         return found
 
     def generations(self) -> Iterator[tuple[Any, dict[str, Any]]]:
         """Yield the span of each generation, and those within it by their names."""
         for span in self.spans:
             if span.name.startswith(("chat ", "text_comp")):
-                inner = [each for each in self.spans if each.parent_span_id == span.span_id]
-                yield span, {each.name: each for each in inner}
+                inner = self._spans[span.trace_id.hex()]
+                yield (
+                    span,
+                    {each.name: each for each in inner if each.parent_span_id == span.span_id},
+                )
+
+    def interval_of(self, seen: Seen) -> tuple[float, float]:
+        """When the server began a request, and when it ended it, by the clock of its client."""
+        server = self.span_of(self.line_of(seen))
+        return self._at(server.start_time_unix_nano), self._at(server.end_time_unix_nano)
+
+    def ordered(self, seen: Seen) -> dict[str, tuple[float, float]]:
+        """Return pairs of times of a request of which the first must come first, by what they say.
+
+        Each pair is of one clock, the machine's monotonic one, which client,
+        server and engine read; so whatever the machine is busy with, the order
+        holds.
+        """
+        begin, end = self.interval_of(seen)
+        inner = self.within(self.span_of(self.line_of(seen)))
+        generation = inner.get("chat") or inner.get("text_completion")
+        found = {
+            "begun after it was sent": (seen.sent_at, begin),
+            "answered after it was begun": (begin, seen.answered_at),
+        }
+        if seen.first_at:
+            first = seconds_until(generation, "first_token")
+            assert first is not None, seen
+            found["text came after it was made"] = (begin + first, seen.first_at)
+        if seen.finish_reason in {"stop", "length"} and "decode" in inner:
+            made = self._at(inner["decode"].end_time_unix_nano)
+            found["ended after all of it was made"] = (made, seen.ended_at)
+        if seen.left:
+            found["seen to have left after that"] = (seen.ended_at, end)
+        return found
+
+    def _at(self, ns: int) -> float:
+        return (ns - self.epoch_offset_ns) / 1e9
+
+    @cached_property
+    def _lines(self) -> dict[str, list[dict[str, Any]]]:
+        found = defaultdict(list)
+        for line in self.lines:
+            found[line["request_id"]].append(line)
+        return found
+
+    @cached_property
+    def _spans(self) -> dict[str, list[Any]]:
+        found = defaultdict(list)
+        for span in self.spans:
+            found[span.trace_id.hex()].append(span)
+        return found
 
     def series(self, family: str, *labels: str, name: str = "") -> Counter[tuple[str, ...]]:
         """Sum a family of the scrape by some of its labels."""
@@ -83,6 +148,14 @@ class Books:
     def _points(self, name: str) -> Any:
         metric = self.otlp[name]
         return getattr(metric, metric.WhichOneof("data")).data_points
+
+
+def epoch_offset_ns(server: RunningServer) -> int:
+    """Return what a server adds to the monotonic clock for the times of its spans, in ns."""
+    # Reading both clocks here would bring another offset, if the system paused in between.
+    application: Any = server.listener._servers[0].application
+    offset: int = application.wsgi_app._spans._offset_ns
+    return offset
 
 
 def seconds(span: Any) -> float:

@@ -57,6 +57,8 @@ class RunningServer:
     engine: EngineClient
     listener: Listener
     shutdown: Shutdown
+    operations: Listener | None = None
+    """Answers probes and scrapes alone; it is there when the options have a port for it."""
 
     @property
     def port(self) -> int:
@@ -80,7 +82,22 @@ class RunningServer:
         headers: dict[str, str] | None = None,
     ) -> Answer:
         """Send one request and read its answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=15)
+        return self._exchange(self.port, method, path, body, headers)
+
+    def observe(self, path: str) -> Answer:
+        """GET a path of the operations; a server that has shut down still answers there."""
+        assert self.operations is not None
+        return self._exchange(self.operations.port, "GET", path, None, None)
+
+    def _exchange(
+        self,
+        port: int,
+        method: str,
+        path: str,
+        body: bytes | None,
+        headers: dict[str, str] | None,
+    ) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=15)
         try:
             connection.request(method, path, body, headers or {})
             response = connection.getresponse()

@@ -1,8 +1,8 @@
 """The tiny model with code that does to its process what a bug in a model or in MLX can do.
 
 Its text is the tiny model's. But a prompt with one of these characters kills,
-stops, slows or fails the engine that reads it, each time anew; none of them is ever
-generated.
+stops, slows, fails or starves the engine that reads it, each time anew; none of them
+is ever generated.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from support.tiny_model import write_tiny_model
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Any
 
 __all__ = [
     "FAILS",
@@ -23,6 +24,8 @@ __all__ = [
     "SEGFAULTS",
     "SLEEPS",
     "SLOWS",
+    "STARVES",
+    "add_starving_template",
     "write_dangerous_model",
 ]
 
@@ -40,6 +43,8 @@ FAILS = "\x06"
 """A step that ends with an error, as on Metal when a kernel takes too long; the process goes on."""
 HOARDS = "\x07"
 """Takes 128 MiB for three seconds, once: memory that nobody was promised."""
+STARVES = "\x08"
+"""The text of a chat whose tokens would take more memory than any machine has."""
 
 _CODE = '''\
 """The tiny llama, with characters that it cannot stand."""
@@ -83,11 +88,28 @@ class Model(_Llama):
 '''
 
 
-def write_dangerous_model(directory: Path) -> Path:
-    """Write it; an engine needs ``trust_remote_code`` to load it."""
-    write_tiny_model(directory)
+_STARVING = "{%% if messages[0]['content'] == '%s' %%}{{ 'a' * 10**15 }}{%% endif %%}"
+
+
+def write_dangerous_model(directory: Path, **options: Any) -> Path:
+    """Write it; an engine needs ``trust_remote_code`` to load it.
+
+    Args:
+        directory: Made if missing.
+        options: Those of :func:`write_tiny_model`.
+    """
+    write_tiny_model(directory, **options)
+    add_starving_template(directory)
     (directory / "dangerous.py").write_text(_CODE, encoding="utf-8")
     config = directory / "config.json"
     fields = json.loads(config.read_text(encoding="utf-8")) | {"model_file": "dangerous.py"}
     config.write_text(json.dumps(fields), encoding="utf-8")
     return directory
+
+
+def add_starving_template(directory: Path) -> None:
+    """Let a model starve its engine of memory when a chat begins with :data:`STARVES`."""
+    tokenizer = directory / "tokenizer_config.json"
+    fields = json.loads(tokenizer.read_text(encoding="utf-8"))
+    fields["chat_template"] = _STARVING % STARVES + fields["chat_template"]
+    tokenizer.write_text(json.dumps(fields), encoding="utf-8")

@@ -11,17 +11,28 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from support.request_kinds import CHAT, COMPLETIONS, UNREAD, draw_request
+
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from support.client import RunningServer
+    from support.request_kinds import DrawnRequest
 
-__all__ = ["GENERATION_ROUTES", "Seen", "Traffic"]
+__all__ = ["REFUSALS", "Seen", "Traffic"]
 
-CHAT = "/v1/chat/completions"
-COMPLETIONS = "/v1/completions"
-GENERATION_ROUTES = {CHAT, COMPLETIONS}
-_UNREAD = "_OTHER"
-_BEGINNING = "Every prompt begins alike, and the prompt cache knows it. "
-_EOS_OFF = {"257": -100, "258": -100, "259": -100, "256": -100}
+REFUSALS = {
+    "draining": "draining",
+    "engine_unavailable": "engine_down",
+    "memory": "memory",
+    "queue_full": "queue_full",
+    "queue_timeout": "deadline",
+    "rate_limit_exceeded": "rate",
+    "request_too_large": "too_large",
+}
+"""What refuses a request before anything is started, as metrics name it, by what clients are told."""
+_CHUNK = 64 * 1024
+_TRIES = 150
 
 
 @dataclass
@@ -29,12 +40,7 @@ class Seen:
     """What the client of one request saw."""
 
     kind: str
-    method: str
-    """In telemetry's words: ``_OTHER`` where it cannot be read."""
-    path: str
-    """Empty for bytes that are no request."""
-    route: str
-    """The rule that its path has; empty for none, and where it cannot be read."""
+    drawn: DrawnRequest
     request_id: str
     trace_id: str
     """Empty where it sent none."""
@@ -49,15 +55,34 @@ class Seen:
     chunks: int = 0
     """Pieces of text that it got."""
     sent_at: float = 0.0
+    """By the monotonic clock, as all times here."""
+    answered_at: float = 0.0
+    """When the headers of the answer had come."""
     first_at: float = 0.0
     """When the first piece of text came; streams alone."""
     ended_at: float = 0.0
 
     @property
+    def method(self) -> str:
+        """In telemetry's words."""
+        return self.drawn.method
+
+    @property
+    def route(self) -> str:
+        """The rule that its path has; empty for none, and where it cannot be read."""
+        return self.drawn.route
+
+    @property
     def generates(self) -> bool:
         """Whether it counts as a request to generate: one that is read at all."""
-        asks = self.route in GENERATION_ROUTES and self.method == "POST"
-        return asks and self.kind != "refused"
+        asks = self.route in {CHAT, COMPLETIONS} and self.method == "POST"
+        return asks and not self.drawn.unread
+
+    @property
+    def refusal(self) -> str:
+        """What refused it, in metrics' words; empty where it was begun, or was no such request."""
+        begun = self.left or self.chunks
+        return "" if begun else REFUSALS.get(self.error_code, "")
 
     @property
     def finish_reason(self) -> str:
@@ -65,8 +90,8 @@ class Seen:
         if self.left:
             return "cancelled"
         if self.error_code:
-            refused = self.error_code in {"queue_full", "engine_unavailable", "draining"}
-            return "refused" if refused else "error"
+            later = self.refusal and self.error_code != "request_too_large"
+            return "refused" if later else "error"
         return "length" if "length" in self.endings else "stop"
 
     @property
@@ -92,25 +117,33 @@ class Traffic:
         with ThreadPoolExecutor(clients) as pool:
             self.seen += pool.map(lambda job: self.send(*job), jobs)
 
-    def send(self, kind: str, seed: int = 0) -> Seen:
-        """Send one request and return what came of it."""
-        draw = random.Random(seed)
-        method, path, route, body, headers = _request(kind, draw)
-        seen = Seen(
-            kind, method, path, route, f"{kind}-{seed:x}", f"{draw.getrandbits(128) | 1:032x}"
-        )
-        connection = http.client.HTTPConnection("127.0.0.1", self._server.port, timeout=15)
+    def send(self, kind: str, seed: int = 0, *, leave: Callable[[], bool] = lambda: False) -> Seen:
+        """Send one request and return what came of it.
+
+        Args:
+            kind: See :mod:`support.request_kinds`.
+            seed: Draws it. Two of a kind need different ones, as their ids are made of it.
+            leave: Asked with each piece of text that comes whether to leave.
+        """
+        request_id = f"{kind}-{seed:x}"
+        draw = random.Random(request_id)
+        drawn = draw_request(kind, draw)
+        seen = Seen(kind, drawn, request_id, f"{draw.getrandbits(128) | 1:032x}")
+        connection = http.client.HTTPConnection("127.0.0.1", self._server.port, timeout=40)
         connection.connect()
         try:
             seen.sent_at = time.monotonic()
-            if path:
-                response = self._ask(connection, seen, body, headers)
+            if drawn.path:
+                response = self._ask(connection, seen)
             else:
-                response = _send_rubbish(connection, seen, body)
+                response = _send_rubbish(connection, seen, drawn.body)
+            seen.answered_at = time.monotonic()
             seen.status = response.status
-            limits = {"leave": draw.randrange(1, 12), "leave-early": 0}
+            limit = draw.randrange(1, 12)
             if response.headers["Content-Type"].startswith("text/event-stream"):
-                _read_stream(response, seen, limits.get(kind))
+                seen.left = kind == "leave-early" or _read_stream(
+                    response, seen, lambda: leave() or (kind == "leave" and seen.chunks >= limit)
+                )
             else:
                 _take(seen, json.loads(response.read() or b"{}"))
             return seen
@@ -118,25 +151,34 @@ class Traffic:
             seen.ended_at = time.monotonic()
             connection.close()
 
-    def _ask(
-        self,
-        connection: http.client.HTTPConnection,
-        seen: Seen,
-        body: Any,
-        headers: dict[str, str],
-    ) -> http.client.HTTPResponse:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    def until(self, kind: str, accept: Callable[[Seen], bool]) -> None:
+        """Send requests of a kind, ten a second, until what came of one is accepted."""
+        for _ in range(_TRIES):
+            seen = self.send(kind, self._random.getrandbits(64))
+            self.seen.append(seen)
+            if accept(seen):
+                return
+            time.sleep(0.1)
+        raise AssertionError(
+            f"none of {_TRIES} requests of the kind {kind} was it; {self.seen[-1]}"
+        )
+
+    def _ask(self, connection: http.client.HTTPConnection, seen: Seen) -> http.client.HTTPResponse:
+        drawn = seen.drawn
+        data = drawn.body if isinstance(drawn.body, bytes) else json.dumps(drawn.body).encode()
         connection.request(
-            "GET" if seen.method == _UNREAD else seen.method,
-            seen.path,
-            data if seen.method == "POST" else None,
+            "GET" if drawn.method == UNREAD else drawn.method,
+            drawn.path,
+            (_chunks(data) if drawn.chunked else data) if drawn.method == "POST" else None,
             {
                 "Content-Type": "application/json",
                 "X-Request-Id": seen.request_id,
                 "traceparent": f"00-{seen.trace_id}-00f067aa0ba902b7-01",
                 **self._key,
-                **headers,
+                **({"Transfer-Encoding": "chunked"} if drawn.chunked else {}),
+                **drawn.headers,
             },
+            encode_chunked=drawn.chunked,
         )
         return connection.getresponse()
 
@@ -147,13 +189,19 @@ class Traffic:
         """The requests to generate."""
         return [each for each in self.seen if each.generates]
 
+    def refusals(self) -> Counter[str]:
+        """Count what was refused before anything was started, by what refused it."""
+        return Counter(each.refusal for each in self.seen if each.refusal)
+
     def finished(self) -> Counter[tuple[str, str]]:
         """Count generations by finish reason and error."""
         return Counter((each.finish_reason, each.error_type) for each in self.generations)
 
-    def answered(self) -> Counter[tuple[str, str, int]]:
-        """Count the requests that got an answer by method, route and status."""
-        return Counter((each.method, each.route, each.status) for each in self.seen if each.status)
+    def answered(self) -> Counter[tuple[str, str, int, str]]:
+        """Count the requests by method, route, status and error."""
+        return Counter(
+            (each.method, each.route, each.status, each.error_type) for each in self.seen
+        )
 
     def tokens(self) -> tuple[int, int, int]:
         """Sum prompt, cached and generated tokens as ``usage`` had them, of whole answers."""
@@ -165,80 +213,9 @@ class Traffic:
         )
 
 
-def _request(kind: str, draw: random.Random) -> tuple[str, str, str, Any, dict[str, str]]:
-    text = _BEGINNING + "".join(draw.choices("abcdefgh ", k=draw.randrange(5, 120)))
-    chat: dict[str, Any] = {
-        "model": draw.choice(["tiny", "org/other"]),
-        "messages": [{"role": "user", "content": text}],
-        "max_tokens": draw.randrange(1, 16),
-        "seed": draw.getrandbits(31),
-    }
-    endless = {"max_tokens": 8000, "stream": True, "logit_bias": _EOS_OFF}
-    streamed = {"stream": True, "stream_options": {"include_usage": True}}
-    match kind:
-        case "completion":
-            prompt = [text, text[:3]] if draw.random() < 0.5 else text
-            body = {"model": "tiny", "prompt": prompt, "max_tokens": draw.randrange(1, 9)}
-            return "POST", COMPLETIONS, COMPLETIONS, body, {}
-        case "bad":
-            return _bad(draw, chat)
-        case "half-bad":
-            # While it finds the first prompt too long, the engine runs the other one.
-            body = {"model": "tiny", "prompt": ["x" * 400_000, text], "max_tokens": 200}
-            return "POST", COMPLETIONS, COMPLETIONS, body, {}
-        case "refused":
-            return _refused(draw, chat)
-        case "report":
-            path = draw.choice(["/livez", "/readyz", "/v1/models", "/health"])
-            return "GET", path, path, {}, {}
-    ends: dict[str, Any] = (
-        {"logit_bias": {"97": 100}, "stop": ["aaa"]} if draw.random() < 0.5 else {}
-    )
-    more: dict[str, dict[str, Any]] = {
-        "plain": ends | {"n": draw.randrange(1, 4)},
-        "stream": streamed | {"n": draw.randrange(1, 3)},
-        "wide": {"n": 40, "max_tokens": 2},
-        "long": endless | streamed | {"max_tokens": 600},
-    }
-    return "POST", CHAT, CHAT, chat | more.get(kind, endless), {}
-
-
-def _bad(draw: random.Random, chat: dict[str, Any]) -> tuple[str, str, str, Any, dict[str, str]]:
-    message = [{"role": "user", "content": "x" * 20_000}]
-    return draw.choice(
-        [
-            ("POST", CHAT, CHAT, b'{"model": "tiny", ', {}),
-            ("POST", CHAT, CHAT, chat | {"temperature": 9}, {}),
-            ("POST", CHAT, CHAT, chat | {"audio": {"format": "wav", "voice": "x"}}, {}),
-            ("POST", CHAT, CHAT, chat | {"model": f"m{draw.random()}"}, {}),
-            ("POST", CHAT, CHAT, chat | {"messages": message}, {}),
-            ("POST", CHAT, CHAT, chat, {"Content-Type": "text/plain"}),
-            ("POST", f"/v1/{draw.random()}", "", chat, {}),
-            ("GET", CHAT, "", {}, {}),
-        ]
-    )
-
-
-def _refused(
-    draw: random.Random, chat: dict[str, Any]
-) -> tuple[str, str, str, Any, dict[str, str]]:
-    """Return what is refused before the whole of it was read."""
-    return draw.choice(
-        [
-            ("POST", CHAT, CHAT, b"", {"Content-Length": "999999999"}),
-            ("POST", CHAT, CHAT, chat, {"Authorization": "Bearer wrong"}),
-            (_UNREAD, "/livez", "", {}, {"A": "a" * 70_000}),
-            (_UNREAD, "/livez", "", {}, {"A": "b\r\n c"}),
-            (
-                "GET",
-                "/livez",
-                "/livez",
-                {},
-                {"Content-Length": "1", "Transfer-Encoding": "chunked"},
-            ),
-            (_UNREAD, "", "", draw.randbytes(20) + b"\xff\r\n\r\n", {}),
-        ]
-    )
+def _chunks(data: bytes) -> Iterator[bytes]:
+    for begin in range(0, len(data), _CHUNK):
+        yield data[begin : begin + _CHUNK]
 
 
 def _send_rubbish(
@@ -252,10 +229,8 @@ def _send_rubbish(
     return response
 
 
-def _read_stream(response: http.client.HTTPResponse, seen: Seen, limit: int | None) -> None:
-    if limit == 0:
-        seen.left = True
-        return
+def _read_stream(response: http.client.HTTPResponse, seen: Seen, leave: Callable[[], bool]) -> bool:
+    """Read events to the end, or until the client leaves; return whether it did."""
     for line in response:
         if not line.startswith(b"data: ") or line == b"data: [DONE]\n":
             continue
@@ -264,9 +239,9 @@ def _read_stream(response: http.client.HTTPResponse, seen: Seen, limit: int | No
         if any(choice["delta"].get("content") for choice in event.get("choices", ())):
             seen.chunks += 1
             seen.first_at = seen.first_at or time.monotonic()
-        if limit is not None and seen.chunks >= limit:
-            seen.left = True
-            return
+            if leave():
+                return True
+    return False
 
 
 def _take(seen: Seen, answer: dict[str, Any]) -> None:
