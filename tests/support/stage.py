@@ -90,7 +90,7 @@ def set_stage(directory: Path, serving: Callable[..., Any], *, seed: int) -> Ite
             tokens_per_minute=GREEDY_TOKENS // 2,
             max_batch=ordeal.MAX_BATCH,
             max_queue=ordeal.MAX_QUEUE,
-            queue_seconds=3.0,
+            queue_seconds=6.0,
             max_body_bytes=BODY_LIMIT,
             operations_port=0,
             drain_seconds=60.0,
