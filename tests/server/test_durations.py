@@ -20,7 +20,7 @@ from support.traffic import Traffic
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = pytest.mark.timeout(55)
+pytestmark = pytest.mark.timeout(100)
 """On a busy machine a hundred requests, one after the other, take their time."""
 
 _ROUND = {"plain": 8, "stream": 12, "report": 6, "bad": 6}

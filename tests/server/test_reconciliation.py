@@ -22,7 +22,7 @@ from support.traffic import REFUSALS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytestmark = pytest.mark.timeout(55)
+pytestmark = pytest.mark.timeout(100)
 """Of each stage, which has hundreds of requests or some restarts: every stage has a test of its own."""
 
 KINDS = {
