@@ -70,9 +70,13 @@ class Snapshot:
             return False
         arrays = [array for layer in layers for array in _arrays(layer.state)]
         return all(
-            bool(mx.array_equal(mine.view(mx.uint8), theirs.view(mx.uint8)).item())
+            bool(mx.array_equal(_bytes_of(mine), _bytes_of(theirs)).item())
             for mine, theirs in zip(self._arrays, arrays, strict=True)
         )
+
+
+def _bytes_of(array: mx.array) -> mx.array:
+    return array.flatten().view(mx.uint8)  # a number alone cannot be viewed as bytes
 
 
 def _described(layers: Iterable[Any]) -> tuple[Any, ...]:

@@ -9,6 +9,7 @@ import mlx.core as mx
 from mlx_lm.models.cache import BatchKVCache, KVCache
 
 from ..protocol import Step, StepFigures
+from .recurrent_state import single_layers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -139,7 +140,7 @@ def kv_bytes(layers: Iterable[Any]) -> tuple[int, int]:
     Layers of other kinds (sliding windows, recurrent state) count as full.
     """
     used = reserved = 0
-    for layer in layers:
+    for layer in single_layers(layers):
         size = int(layer.nbytes)
         reserved += size
         if size and type(layer) in (KVCache, BatchKVCache):

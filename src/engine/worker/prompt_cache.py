@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
 from mlx_lm.models.cache import (
+    ChunkedKVCache,
     KVCache,
     LRUPromptCache,
     PromptTrie,
@@ -23,6 +24,7 @@ from mlx_lm.models.cache import (
 
 from ...resilience.errors import CacheError
 from .entry_seal import SealedLayers, Snapshot, offsets_of
+from .recurrent_state import copy_views, single_layers
 from .runner import StoredPrefix
 
 if TYPE_CHECKING:
@@ -125,6 +127,7 @@ class PromptCache:
             raise CacheError("The state to store is not that of its tokens.", operation="store")
         # What a batch hands out are views of its buffers, still to be computed. Each would keep
         # the buffers of the whole batch, and the bytes counted would not be the bytes held.
+        copy_views(prefix.cache)
         mx.eval([layer.state for layer in prefix.cache])
         sealed = SealedLayers(prefix.cache)
         try:
@@ -178,7 +181,7 @@ class PromptCache:
         length = len(match.shorter or ())
         if match.longer is not None and match.common_prefix > length:
             cut = len(match.longer) - match.common_prefix
-            if can_trim_prompt_cache(self._intact(match.longer)):
+            if _can_cut(self._intact(match.longer)):
                 return self._load(
                     match.longer,
                     lambda layers: _copy_without_end(layers, cut),
@@ -289,6 +292,18 @@ def _copy_without_end(cache: list[Any], cut: int) -> list[Any]:
     copied = copy.deepcopy(cache)
     trim_prompt_cache(copied, cut)
     return copied
+
+
+def _can_cut(layers: list[Any]) -> bool:
+    """Return whether an entry still has all that its beginning needs.
+
+    mlx-lm says so of chunked attention always, also where what came before the
+    chunk is gone.
+    """
+    return can_trim_prompt_cache(layers) and not any(
+        isinstance(layer, ChunkedKVCache) and layer.start_position
+        for layer in single_layers(layers)
+    )
 
 
 def _slice(layer: KVCache, length: int) -> KVCache:
