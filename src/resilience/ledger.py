@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
 
-__all__ = ["BLOCK", "LayerShape", "MemoryCosts", "MemoryLedger"]
+__all__ = ["BLOCK", "PIECE", "LayerShape", "MemoryCosts", "MemoryLedger"]
 
 BLOCK = 256
 """Tokens by which mlx-lm's KV caches grow, and reservations with them."""
+PIECE = 256
+"""Tokens that mlx-lm's state space models compute at a time."""
 _LAYERS_IN_COPY = 2
 """Layers that exist twice at a time while a batch is copied to grow or to lose a row."""
 _LONGEST = 1 << 24
@@ -58,6 +60,9 @@ class MemoryCosts:
     """Transient, per token of a prefill chunk."""
     chunk_pair_bytes: float
     """Transient, per token of a prefill chunk and token before it: the scores of attention."""
+    chunk_square_bytes: float = 0.0
+    """Transient, per token of a prefill chunk and token of its row in the same piece of
+    :data:`PIECE` tokens: what some recurrent layers compute of all pairs."""
 
     def row_bytes(self, tokens: int) -> int:
         """Return the KV bytes of one sequence alone; exact for plain layers."""
@@ -66,29 +71,31 @@ class MemoryCosts:
     def batch_bytes(self, lengths: Iterable[int]) -> int:
         """Return the KV bytes of sequences of these lengths, held in whole blocks.
 
-        A row that joins a batch is not aligned to its blocks, so a batch has
-        up to one block per row more than its longest row alone.
+        A row that joins a batch, or goes on from a prefix of the prompt cache, is
+        not aligned to the blocks, so each has up to one block more.
         """
         rows = sorted(lengths)
         if not rows:
             return 0
         if self.padded:
             return len(rows) * self.row_bytes(rows[-1] + BLOCK)
-        return sum(map(self.row_bytes, rows))
+        return sum(self.row_bytes(row + BLOCK) for row in rows)
 
     def copy_bytes(self, rows: int, longest: int) -> int:
         """Return what exists twice while a batch changes: some layers, and one row that leaves."""
         layer = max((each.row_bytes(longest + BLOCK) for each in self.layers), default=0)
         return rows * layer * min(_LAYERS_IN_COPY, len(self.layers)) + self.row_bytes(longest)
 
-    def chunk_bytes(self, tokens: int, longest: int) -> int:
+    def chunk_bytes(self, tokens: int, longest: int, step: int) -> int:
         """Return what a prefill chunk of so many tokens takes on top of its KV.
 
         Args:
             tokens: Of all rows, with what fills the shorter ones up.
             longest: Tokens of the longest row in the end.
+            step: Tokens of a row in a chunk at most.
         """
-        return int(tokens * (self.chunk_token_bytes + self.chunk_pair_bytes * longest))
+        each = self.chunk_token_bytes + self.chunk_pair_bytes * longest
+        return int(tokens * (each + self.chunk_square_bytes * min(step, longest, PIECE)))
 
 
 @dataclass(slots=True)
@@ -204,7 +211,7 @@ class MemoryLedger:
         if prompts:
             longest = max(prompts)
             tokens = min(len(prompts) * min(self._step, longest), self._rows * self._step)
-            price += costs.chunk_bytes(tokens, longest)
+            price += costs.chunk_bytes(tokens, longest, self._step)
         return price
 
     def _largest(self) -> int:

@@ -24,8 +24,9 @@ from mlx_lm.models.cache import (
     make_prompt_cache,
 )
 
-from ...resilience.ledger import LayerShape, MemoryCosts
+from ...resilience.ledger import BLOCK, LayerShape, MemoryCosts
 from ..protocol import Sampling
+from .recurrent_state import copy_views, single_layers
 from .sampling import Draws, sample
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ _PASSES = 2
 least of a few peaks is what the operations themselves take."""
 _MARGIN = 1.5
 """Over that least, for what a large pass has in flight."""
+_RECURRENT_MARGIN = 2.5
+"""The same where layers keep recurrent state: they compute in many small operations, of which
+more are in flight."""
 
 
 _PLAIN_KINDS = (KVCache, QuantizedKVCache, ConcatenateKVCache, RotatingKVCache, ChunkedKVCache)
@@ -60,31 +64,38 @@ def calibrate(model: Any, *, vocabulary_size: int, batchable: bool, step: int) -
     """
     cache = make_prompt_cache(model)
     _prefill(model, cache, _CHUNK)  # what the first pass compiles is not a cost
-    first, second = _chunk_peaks(model)
+    first, second, twice = _chunk_peaks(model)
+    is_recurrent = any(isinstance(layer, ArraysCache) for layer in single_layers(cache))
     # The chunks are equal but for the tokens before them: the difference is attention's.
     pairs = max(second - first, 0) / (_CHUNK * (_CHUNK + _BETWEEN))
-    tokens = max(first - pairs * _CHUNK * _CHUNK, 0) / _CHUNK
-    decode = _peak_of(lambda: _decode(model, cache, vocabulary_size))
+    # What grows faster than the chunk, and is not attention's.
+    squares = max((twice - 2 * first) / (2 * _CHUNK * _CHUNK) - pairs, 0) if is_recurrent else 0.0
+    tokens = max(first - (pairs + squares) * _CHUNK * _CHUNK, 0) / _CHUNK
+    decode = _peak_of(cache, lambda: _decode(model, cache, vocabulary_size))
+    margin = _RECURRENT_MARGIN if is_recurrent else _MARGIN
     costs = MemoryCosts(
         layers=tuple(layer_shapes(cache, step=step)),
         padded=batchable,
-        decode_row_bytes=int(decode * _MARGIN),
-        chunk_token_bytes=int(tokens * _MARGIN),
-        chunk_pair_bytes=pairs * _MARGIN,
+        decode_row_bytes=int(decode * margin),
+        chunk_token_bytes=int(tokens * margin),
+        chunk_pair_bytes=pairs * margin,
+        chunk_square_bytes=squares * margin,
     )
     _log.info("calibrated: %s", costs)
     return costs
 
 
-def _chunk_peaks(model: Any) -> tuple[int, int]:  # noqa: ANN401
-    """Return what a chunk takes after nothing, and after a block less the chunk itself."""
-    first = second = sys.maxsize
+def _chunk_peaks(model: Any) -> tuple[int, int, int]:  # noqa: ANN401
+    """Return what a chunk takes after nothing, after a block less itself, and twice as large."""
+    first = second = twice = sys.maxsize
     for _ in range(_PASSES):
         cache = make_prompt_cache(model)
-        first = min(first, _peak_of(partial(_prefill, model, cache, _CHUNK)))
+        twice = min(twice, _peak_of(cache, partial(_prefill, model, cache, 2 * _CHUNK)))
+        cache = make_prompt_cache(model)
+        first = min(first, _peak_of(cache, partial(_prefill, model, cache, _CHUNK)))
         _prefill(model, cache, _BETWEEN)
-        second = min(second, _peak_of(partial(_prefill, model, cache, _CHUNK)))
-    return first, second
+        second = min(second, _peak_of(cache, partial(_prefill, model, cache, _CHUNK)))
+    return first, second, twice
 
 
 def layer_shapes(cache: Iterable[Any], *, step: int) -> Iterable[LayerShape]:
@@ -102,7 +113,10 @@ def layer_shapes(cache: Iterable[Any], *, step: int) -> Iterable[LayerShape]:
             case RotatingKVCache():
                 yield LayerShape(_token_bytes(layer), window=layer.max_size + step)
             case ChunkedKVCache():
-                yield LayerShape(_token_bytes(layer), window=layer.chunk_size + step)
+                # Grows by blocks from wherever a chunk was cut.
+                grown = -(-step // BLOCK) * BLOCK
+                token = _token_bytes(layer)
+                yield LayerShape(token, window=layer.chunk_size, fixed_bytes=token * grown)
             case _:
                 yield LayerShape(_token_bytes(layer))
 
@@ -115,7 +129,8 @@ def _token_bytes(layer: Any) -> int:  # noqa: ANN401 - any cache object
         keys: Any = layer.keys
         tokens = (keys[0] if isinstance(layer, QuantizedKVCache) else keys).shape[-2]
     else:
-        tokens = max(int(layer.size()), 1)
+        # Of mlx-lm's own kinds one has a size; a model's own kind may have nothing but a counter.
+        tokens = max(int(layer.size() if hasattr(layer, "size") else layer.offset), 1)
     return -(-int(layer.nbytes) // int(tokens))
 
 
@@ -133,9 +148,16 @@ def _decode(model: Any, cache: list[Any], vocabulary_size: int) -> None:  # noqa
     mx.eval(sample(logprobs, [draws]), logprobs)
 
 
-def _peak_of(work: Callable[[], None]) -> int:
-    """Return the bytes that work took at its peak on top of what it left behind."""
+def _peak_of(cache: list[Any], work: Callable[[], None]) -> int:
+    """Return the bytes that work took at its peak on top of what it added to the cache.
+
+    Recurrent state can be a small part of a large array, all of which stays until the next pass:
+    that is the pass's cost, too.
+    """
+    copy_views(cache)
+    mx.eval([layer.state for layer in cache])
     mx.synchronize()
+    before = mx.get_active_memory() - _state_bytes(cache)
     limit = mx.set_memory_limit(1)  # above its limit MLX waits for each operation
     try:
         mx.reset_peak_memory()
@@ -143,4 +165,8 @@ def _peak_of(work: Callable[[], None]) -> int:
         mx.synchronize()
     finally:
         mx.set_memory_limit(limit)
-    return max(mx.get_peak_memory() - mx.get_active_memory(), 0)
+    return max(mx.get_peak_memory() - before - _state_bytes(cache), 0)
+
+
+def _state_bytes(cache: list[Any]) -> int:
+    return sum(int(layer.nbytes) for layer in cache)
