@@ -18,7 +18,6 @@ from mlx_pharos.engine.protocol import (
     Finish,
     FromEngine,
     Rejected,
-    Sampling,
     Submit,
     TokenPrompt,
     decode_from_engine,
@@ -29,6 +28,7 @@ from mlx_pharos.engine.worker.tokenizing import PromptEncoder
 from mlx_pharos.resilience.ledger import BLOCK
 from support.driven_engine import PROMPT, TOKENS, DrivenEngine, tiny_costs
 from support.engine import GREEDY
+from support.random_requests import submit_random
 
 if TYPE_CHECKING:
     from mlx_pharos.engine.models.loading import LoadedModel
@@ -172,31 +172,6 @@ def test_requests_push_the_prompt_cache_aside(loaded: LoadedModel) -> None:
     assert engine.cache.size_bytes <= engine.guard.ledger.spare_bytes
 
 
-def _submit_random(engine: DrivenEngine, dice: random.Random, request_id: int) -> None:
-    """Let a request of any kind arrive: what it asks for is what costs memory beside its tokens."""
-    shared = [65 + place % 50 for place in range(dice.choice([dice.randint(1, 60), 700, 1400]))]
-    engine.submit(
-        request_id,
-        prompt=[*shared, *[66] * dice.randint(0, 99)],
-        max_tokens=dice.randint(1, dice.choice([20, 20, 20, 20, 280])),
-        n=dice.choice([1, 1, 1, 2, 4]),
-        logprobs=dice.random() < 0.4,
-        top_logprobs=dice.randint(0, 20),
-        stop=dice.choice([(), (), ("e",)]),
-        sampling=Sampling(
-            temperature=dice.choice([0.0, 1.0]),
-            top_p=dice.choice([1.0, 0.8]),
-            top_k=dice.choice([0, 20]),
-            min_p=dice.choice([0.0, 0.05]),
-            presence_penalty=dice.choice([0.0, 0.5]),
-            frequency_penalty=dice.choice([0.0, 0.5]),
-            repetition_penalty=dice.choice([1.0, 1.2]),
-            logit_bias=dice.choice([(), ((70, 2.0),)]),
-            seed=dice.randint(0, 99),
-        ),
-    )
-
-
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("scarce", [False, True])
 def test_measured_memory_stays_within_what_was_promised(
@@ -213,7 +188,7 @@ def test_measured_memory_stays_within_what_was_promised(
     mx.synchronize()
     while due or not engine.scheduler.idle or not engine.items.empty():
         if due and (len(due) > 4 or dice.random() < 0.1 or engine.scheduler.idle):
-            _submit_random(engine, dice, due.pop(0))
+            submit_random(engine, dice, due.pop(0))
         if dice.random() < 0.01:
             engine.items.put(Cancel(dice.randint(1, 7)))
         engine.step(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mlx_pharos.engine.protocol import (
@@ -21,6 +22,7 @@ from mlx_pharos.engine.worker.inbox import Arrived, InboxItem, Prepared
 from mlx_pharos.engine.worker.prompt_cache import PromptCache
 from mlx_pharos.engine.worker.runner import RunnerSize
 from mlx_pharos.engine.worker.scheduler import Scheduler
+from mlx_pharos.engine.worker.sequential import SequentialRunner
 from mlx_pharos.engine.worker.vocabulary import Vocabulary
 from support.clock import SimulatedClock
 from support.engine import GREEDY
@@ -28,7 +30,7 @@ from support.memory import make_guard, measured_costs
 
 if TYPE_CHECKING:
     from mlx_pharos.engine.models.loading import LoadedModel
-    from mlx_pharos.engine.worker.runner import RunnerStep
+    from mlx_pharos.engine.worker.runner import Runner, RunnerStep
     from mlx_pharos.resilience.ledger import MemoryCosts
 
 __all__ = ["PROMPT", "SIZE", "TOKENS", "DrivenEngine", "GreedyRunner", "tiny_costs"]
@@ -67,6 +69,18 @@ def tiny_costs(loaded: LoadedModel) -> MemoryCosts:
     return _calibrated[0]
 
 
+def _runner(loaded: LoadedModel) -> Runner:
+    if not loaded.batchable:
+        return SequentialRunner(loaded.model, eos_token_ids=(), prefill_step=SIZE.prefill_step)
+    return GreedyRunner(
+        loaded.model,
+        eos_token_ids=(),
+        size=SIZE,
+        wired_limit=False,
+        paddable=loaded.paddable,
+    )
+
+
 class DrivenEngine:
     """A scheduler with the tiny model and so much memory, driven in the test's thread."""
 
@@ -87,9 +101,10 @@ class DrivenEngine:
         self.cache = PromptCache(limit_bytes=room if cache_bytes is None else cache_bytes)
         options: dict[str, Any] = {"headroom": lambda: 1 << 40, "clock": self.clock} | guard
         options.setdefault("costs", tiny_costs(loaded))
-        self.guard = make_guard(loaded, self.cache, SIZE, room=room, **options)
+        size = SIZE if loaded.batchable else replace(SIZE, batch=1, prefill_rows=1)
+        self.guard = make_guard(loaded, self.cache, size, room=room, **options)
         self.scheduler = Scheduler(
-            lambda: GreedyRunner(loaded.model, eos_token_ids=(), size=SIZE, wired_limit=False),
+            lambda: _runner(loaded),
             self.cache,
             self.guard,
             vocabulary or Vocabulary(loaded.tokenizer),

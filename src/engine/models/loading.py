@@ -34,6 +34,7 @@ from mlx_lm.utils import load_model as _load_weights  # noqa: E402
 from ...resilience.errors import ModelError  # noqa: E402
 from .directory import inspect_directory  # noqa: E402
 from .machine import available_memory  # noqa: E402
+from .padding import MISCOMPUTED, is_batchable, is_paddable  # noqa: E402
 from .weights import read_json  # noqa: E402
 
 if TYPE_CHECKING:
@@ -102,7 +103,9 @@ class LoadedModel:
     """The width of the logits; the tokenizer may know fewer tokens."""
     has_chat_template: bool
     batchable: bool
-    """False where a layer's KV cache cannot be merged with another request's."""
+    """False where a layer's KV cache cannot be merged with another request's, or must not be."""
+    paddable: bool
+    """Whether prompts of different lengths can be computed in one pass; see :mod:`.padding`."""
     device: str
     """``cpu`` or ``gpu``."""
     dtype: str
@@ -141,13 +144,18 @@ def load_model(
         # Not evaluated: the graph of one token tells shapes and types, and that they fit.
         cache = make_prompt_cache(model)
         logits = model(mx.array([[0]]), cache=cache)
+    vocabulary_size = int(logits.shape[-1])
+    batchable = config.get("model_type") not in MISCOMPUTED and all(map(is_batchable, cache))
+    if not batchable:
+        _log.warning("requests run one after the other: mlx-lm cannot batch this model")
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
         context_length=_context_length(config, tokenizer, context_length),
-        vocabulary_size=int(logits.shape[-1]),
+        vocabulary_size=vocabulary_size,
         has_chat_template=bool(tokenizer.has_chat_template),
-        batchable=all(hasattr(layer, "merge") for layer in cache),
+        batchable=batchable,
+        paddable=batchable and is_paddable(model, vocabulary_size=vocabulary_size),
         device=_device(),
         dtype=str(logits.dtype).removeprefix("mlx.core."),
         expansion=expansion,

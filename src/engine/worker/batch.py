@@ -33,6 +33,7 @@ class BatchRunner:
         eos_token_ids: Iterable[int],
         size: RunnerSize,
         wired_limit: bool,
+        paddable: bool = True,
     ) -> None:
         """Build the generator on the calling thread's default stream.
 
@@ -41,8 +42,10 @@ class BatchRunner:
             eos_token_ids: Tokens that end a sequence.
             size: What runs at once.
             wired_limit: Whether mlx-lm may raise Metal's wired limit.
+            paddable: Whether prompts of different lengths may share a prefill chunk.
         """
         self.size = size
+        self._paddable = paddable
         self._draws: dict[int, Draws] = {}
         """Of each job in the generator, in the order of insertion."""
         self._decoding: list[int] = []
@@ -154,7 +157,8 @@ class BatchRunner:
         for entry in generator._unprocessed_sequences:  # noqa: SLF001
             tokens = sum(map(len, entry[1])) - 1
             longest = max(longest, tokens)
-            if tokens and chunk and (len(chunk) + 1) * min(step, longest) > bound:
+            full = not self._paddable or (len(chunk) + 1) * min(step, longest) > bound
+            if tokens and chunk and full:
                 break
             if tokens:
                 chunk.append(tokens)

@@ -141,7 +141,7 @@ def _runner_size(loaded: LoadedModel, options: EngineOptions) -> RunnerSize:
     return RunnerSize(
         batch=options.max_batch if loaded.batchable else 1,
         prefill_step=options.prefill_step or step,
-        prefill_rows=min(rows, options.max_batch) if loaded.batchable else 1,
+        prefill_rows=min(rows, options.max_batch) if loaded.paddable else 1,
     )
 
 
@@ -161,6 +161,7 @@ def _runner_maker(
         eos_token_ids=loaded.eos_token_ids,
         size=size,
         wired_limit=wired_limit,
+        paddable=loaded.paddable,
     )
 
 
