@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import struct
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from support.examination import Examination
+    from support.examination import Examination, Load
     from support.patient import Patient
 
 pytestmark = pytest.mark.battery
@@ -59,7 +60,7 @@ def _vanishing(server: Patient, content: str, max_tokens: int) -> Iterator[list[
         yield held
 
 
-def _judge(server: Patient, examination: Examination, load: Any) -> None:
+def _judge(server: Patient, examination: Examination, load: Load) -> None:
     """All who stayed got all; those who vanished are counted once, as what they are."""
     examination.sent_besides(_COUNT)
     examination.judge(load)
@@ -73,8 +74,34 @@ def _judge(server: Patient, examination: Examination, load: Any) -> None:
 
 def _tokens_of_the_vanished(server: Patient) -> list[int]:
     """Return how many tokens each of them had been given, as the log has it."""
-    lines = [json.loads(line) for line in server.log if '"finish_reason":"cancelled"' in line]
-    return [line.get("completion_tokens", 0) for line in lines]
+    lines: list[str] = []
+
+    def all_told() -> bool:
+        lines[:] = [line for line in server.log if '"finish_reason":"cancelled"' in line]
+        return len(lines) >= _COUNT
+
+    server.wait_for(all_told, "a line in the log for each")
+    return [json.loads(line).get("completion_tokens", 0) for line in lines]
+
+
+def _read_some_text(connection: socket.socket) -> None:
+    """Read a stream up to its first character."""
+    received = b""
+    while not re.search(rb'"content": ?"[^"]', received):
+        chunk = connection.recv(65536)
+        assert chunk, received
+        received += chunk
+
+
+def _wait_taken(server: Patient, sequences: int) -> None:
+    """Wait until the server has taken so many, wherever they are."""
+
+    def taken() -> bool:
+        report = server.health()
+        held: int = report["running"] + report["waiting"]
+        return held == sequences
+
+    server.wait_for(taken, f"{sequences} taken")
 
 
 def test_vanishing_in_the_queue(
@@ -84,12 +111,12 @@ def test_vanishing_in_the_queue(
     with planted(tiny_model, "--max-batch", "4", "--max-queue", "124") as server:
         examination = examine(server)
         asks = examination.draw(12)
+        before = sum(ask.sequences for ask in asks)
         server.engine.suspend()
         with examination.load(asks) as load:
-            before = sum(ask.sequences for ask in asks)
-            server.wait_for(lambda: server.health()["waiting"] == before, "the others")
+            _wait_taken(server, before)
             with _vanishing(server, "short", 8000):
-                server.wait_for(lambda: server.health()["waiting"] == before + _COUNT, "all")
+                _wait_taken(server, before + _COUNT)
             server.engine.resume()
         _judge(server, examination, load)
         assert [0] * _COUNT == _tokens_of_the_vanished(server)
@@ -98,15 +125,19 @@ def test_vanishing_in_the_queue(
 def test_vanishing_in_prefill(
     dangerous_model: Path, examine: Callable[[Patient], Examination]
 ) -> None:
-    """Their prompts would take minutes: they are read to their ends for nobody."""
-    with planted(dangerous_model, *_FLAGS) as server:
+    """Their prompts would take minutes: they are read to their ends for nobody, and those behind
+    them need not wait for it.
+    """
+    with planted(dangerous_model, *_FLAGS) as server, contextlib.ExitStack() as stack:
         examination = examine(server)
         asks = examination.draw(6)
-        with (
-            examination.load(asks, held=True) as load,
-            _vanishing(server, f"{SLOWS} is slow to read " * 300, 8),
-        ):
-            server.wait_for(lambda: server.health()["running"] >= _COUNT, "in prefill")
+        behind = sum(ask.sequences for ask in asks)
+        with _vanishing(server, f"{SLOWS} is slow to read " * 300, 8):
+            _wait_taken(server, _COUNT)
+            server.wait_for(lambda: server.health()["running"] > 0, "in prefill")
+            load = stack.enter_context(examination.load(asks))
+            _wait_taken(server, _COUNT + behind)
+        stack.close()
         _judge(server, examination, load)
         assert [0] * _COUNT == _tokens_of_the_vanished(server)
 
@@ -115,12 +146,15 @@ def test_vanishing_in_decode(
     dangerous_model: Path, examine: Callable[[Patient], Examination]
 ) -> None:
     """Their answers would be thousands of tokens long: they end with the connections."""
-    with planted(dangerous_model, *_FLAGS) as server:
+    with planted(dangerous_model, *_FLAGS) as server, contextlib.ExitStack() as stack:
         examination = examine(server)
         asks = examination.draw(6)
-        with examination.load(asks) as load, _vanishing(server, "on and on", 8000) as held:
+        with _vanishing(server, "on and on", 8000) as held:
+            _wait_taken(server, _COUNT)
             for connection in held[::2]:
-                while b'"content"' not in connection.recv(65536):
-                    pass
-            server.wait_for(lambda: server.health()["running"] >= _COUNT, "in decode")
+                _read_some_text(connection)
+            load = stack.enter_context(examination.load(asks))
+            load.wait_for_text(1)
+        stack.close()
         _judge(server, examination, load)
+        assert sum(tokens > 0 for tokens in _tokens_of_the_vanished(server)) >= _COUNT // 2
