@@ -78,12 +78,15 @@ def test_more_requests_than_the_rate(
 def test_more_tokens_than_the_rate(
     tiny_model: Path, tmp_path: Path, examine: Callable[[Patient], Examination]
 ) -> None:
-    """Of 72 requests of one key fewer are taken than it has tokens for; the other key's are whole."""
-    with _two_keys(tiny_model, tmp_path, *_WIDE, "--tokens-per-minute", "6000") as (server, greedy):
+    """Of 120 requests of one key fewer are taken than it has tokens for; the other key's are whole."""
+    with _two_keys(tiny_model, tmp_path, *_WIDE, "--tokens-per-minute", "10000") as (
+        server,
+        greedy,
+    ):
         examination = examine(server)
-        asks = examination.draw(6)
+        asks = examination.draw(4)
         with (
-            examination.load(asks * 12, headers=greedy, probe=False) as flood,
+            examination.load(asks * 30, headers=greedy, probe=False) as flood,
             examination.load(asks) as load,
         ):
             pass
