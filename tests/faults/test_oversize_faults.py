@@ -160,7 +160,7 @@ def test_memory_that_is_not_there_now(
     flags = ("--trust-remote-code", "--memory-limit", "64MiB")
     with planted(dangerous_model, *_WIDE, *flags) as server:
         examination = examine(server)
-        asks = examination.draw(6, tokens=400)
+        asks = examination.draw(6, tokens=600)
         hoarder = Ask(COMPLETIONS, {"model": "tiny", "prompt": HOARDS, "max_tokens": 2})
         with examination.load([*asks, hoarder], held=True) as load:
             small = _ask_until_refused(examination)

@@ -42,7 +42,7 @@ SLOWS = "\x05"
 FAILS = "\x06"
 """A step that ends with an error, as on Metal when a kernel takes too long; the process goes on."""
 HOARDS = "\x07"
-"""Takes 128 MiB for three seconds, once: memory that nobody was promised."""
+"""Takes 128 MiB for a hundred steps, once: memory that nobody was promised."""
 STARVES = "\x08"
 """The text of a chat whose tokens would take more memory than any machine has."""
 
@@ -59,12 +59,13 @@ from mlx_lm.models.llama import Model as _Llama
 from mlx_lm.models.llama import ModelArgs
 
 __all__ = ["Model", "ModelArgs"]
-hoard = []
+hoards = itertools.count()
+hoard = [itertools.count(), None]
 
 
 class Model(_Llama):
     def __call__(self, inputs, *args, **kwargs):
-        if hoard and time.monotonic() > hoard[0]:
+        if hoard[1] is not None and next(hoard[0]) == 100:
             hoard[1] = None
         seen = {*range(1, 32)}.intersection(itertools.chain(*inputs.tolist()))
         if 1 in seen:
@@ -81,8 +82,8 @@ class Model(_Llama):
             raise RuntimeError(
                 "[METAL] Command buffer execution failed: Caused GPU Timeout Error (00000002:kIOGPU)"
             )
-        if 7 in seen and not hoard:
-            hoard[:] = [time.monotonic() + 3, mx.zeros(1 << 25) + 1]
+        if 7 in seen and next(hoards) == 0:
+            hoard[1] = mx.zeros(1 << 25) + 1
             mx.eval(hoard[1])
         return super().__call__(inputs, *args, **kwargs)
 '''

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Patient", "patient"]
 
-_READY_SECONDS = 30.0
+_READY_SECONDS = 60.0
 _LOG_LINES = 20_000
 
 
