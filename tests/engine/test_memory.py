@@ -26,7 +26,7 @@ from mlx_pharos.engine.worker.inbox import Inbox, Outbox
 from mlx_pharos.engine.worker.meter import kv_bytes
 from mlx_pharos.engine.worker.tokenizing import PromptEncoder
 from mlx_pharos.resilience.ledger import BLOCK
-from support.driven_engine import PROMPT, TOKENS, DrivenEngine, tiny_costs
+from support.driven_engine import PROMPT, TOKENS, DrivenEngine, costs_of
 from support.engine import GREEDY
 from support.random_requests import submit_random
 
@@ -36,9 +36,7 @@ if TYPE_CHECKING:
 
 def _narrow(loaded: LoadedModel, rows: int, tokens: int) -> DrivenEngine:
     """Return an engine with memory for so many sequences of so many tokens, KV state alone."""
-    costs = replace(
-        tiny_costs(loaded), decode_row_bytes=0, chunk_token_bytes=0, chunk_pair_bytes=0.0
-    )
+    costs = replace(costs_of(loaded), decode_row_bytes=0, chunk_token_bytes=0, chunk_pair_bytes=0.0)
     ledger = DrivenEngine(loaded, room=1 << 30, costs=costs).guard.ledger
     for row in range(rows):
         assert ledger.reserve(row, tokens)

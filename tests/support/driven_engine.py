@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mlx_pharos.engine.worker.runner import Runner, RunnerStep
     from mlx_pharos.resilience.ledger import MemoryCosts
 
-__all__ = ["PROMPT", "SIZE", "TOKENS", "DrivenEngine", "GreedyRunner", "tiny_costs"]
+__all__ = ["PROMPT", "SIZE", "TOKENS", "DrivenEngine", "GreedyRunner", "costs_of"]
 
 SIZE = RunnerSize(batch=8, prefill_step=64, prefill_rows=2)
 PROMPT = 240
@@ -59,14 +59,19 @@ class GreedyRunner(BatchRunner):
         return super().step()
 
 
-_calibrated: list[MemoryCosts] = []
+_calibrated: list[tuple[LoadedModel, MemoryCosts]] = []
 
 
-def tiny_costs(loaded: LoadedModel) -> MemoryCosts:
-    """Calibrate once: the figures differ a little from time to time, and rooms are reckoned in them."""
-    if not _calibrated:
-        _calibrated.append(measured_costs(loaded, step=SIZE.prefill_step))
-    return _calibrated[0]
+def costs_of(loaded: LoadedModel) -> MemoryCosts:
+    """Calibrate each model once: the figures differ a little from time to time, and rooms are
+    reckoned in them.
+    """
+    for model, costs in _calibrated:
+        if model is loaded:
+            return costs
+    costs = measured_costs(loaded, step=SIZE.prefill_step)
+    _calibrated.append((loaded, costs))
+    return costs
 
 
 def _runner(loaded: LoadedModel) -> Runner:
@@ -100,7 +105,7 @@ class DrivenEngine:
         self.steps: list[Step] = []
         self.cache = PromptCache(limit_bytes=room if cache_bytes is None else cache_bytes)
         options: dict[str, Any] = {"headroom": lambda: 1 << 40, "clock": self.clock} | guard
-        options.setdefault("costs", tiny_costs(loaded))
+        options.setdefault("costs", costs_of(loaded))
         size = SIZE if loaded.batchable else replace(SIZE, batch=1, prefill_rows=1)
         self.guard = make_guard(loaded, self.cache, size, room=room, **options)
         self.scheduler = Scheduler(
