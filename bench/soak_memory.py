@@ -71,7 +71,7 @@ class MemoryWatch:
         begin = time.monotonic()
         while not self._over.wait(_INTERVAL):
             # Between two engines there is none.
-            with contextlib.suppress(psutil.NoSuchProcess, StopIteration):
+            with contextlib.suppress(psutil.NoSuchProcess, AssertionError):
                 server, engine = _read(self._server)
                 self._samples.append((time.monotonic() - begin, server / _MIB, engine / _MIB))
 

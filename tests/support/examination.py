@@ -2,7 +2,7 @@
 
 1. Did each request end once, and was it counted once?
 2. Is every answer that was given whole equal to that of an undisturbed run?
-3. Are threads, files, places and memory back to where they were?
+3. Are threads, files, places and memory of server and engine back to where they were?
 4. Is nothing secret in any byte of an answer, in the log, the metrics or a span?
 5. Did liveness answer all along, and does readiness tell the truth?
 """
@@ -16,9 +16,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import psutil
-
 from support.asks import Client, ask_all, draw_asks
+from support.bounds import Bounds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +29,6 @@ __all__ = ["Examination", "Load", "Tally"]
 
 _SLOWEST_PROBE = 5.0
 """Seconds for ``/livez``: the promise is one, on a machine that is not busy with what a test does."""
-_MEMORY_GROWTH = 64 * 1024 * 1024
 _SETTLE_SECONDS = 20.0
 
 
@@ -43,6 +41,14 @@ class Tally:
     requests: int = 0
     lost: int = 0
     doubled: int = 0
+
+    @contextlib.contextmanager
+    def fault(self, requests: int = 0) -> Iterator[None]:
+        """Count a fault, and if the block ends well, that it was survived."""
+        self.faults += 1
+        self.requests += requests
+        yield
+        self.survived += 1
 
 
 @dataclass
@@ -67,6 +73,11 @@ class Load:
             time.sleep(0.002)
 
     @property
+    def is_over(self) -> bool:
+        """Whether every request has ended."""
+        return all(reply.seconds for reply in self.replies)
+
+    @property
     def replies(self) -> list[Reply]:
         """What came, in the order of the requests."""
         return [client.reply for client in self.clients]
@@ -84,7 +95,7 @@ class Examination:
         self._undisturbed: dict[int, Reply] = {}
         self._sent = 0
         self._known = server.total("pharos_requests_finished_total")
-        self._baseline = (0, 0, 0)
+        self._bounds = Bounds(server)
         self._probes: list[tuple[float, int]] = []
         """Of ``/livez``: how long each took, and its status; 0 where there was none."""
 
@@ -102,7 +113,7 @@ class Examination:
             assert truth.whole, truth
             self._undisturbed[id(ask)] = truth
         self.server.wait_idle()
-        self._baseline = self._resources()
+        self._bounds.take()
         return asks
 
     def sent_besides(self, count: int) -> None:
@@ -180,24 +191,32 @@ class Examination:
             refusals: Whether some may have been turned away, with advice when to come back.
             slowest_probe: Seconds in which each question whether it lives must be answered.
         """
-        self._tally.faults += 1
-        self._tally.requests += len(load.replies)
-        self._judge_ends(load.replies, whole=whole, refusals=refusals)
-        self.server.wait_ready()
-        self.server.wait_idle()
-        self._judge_counts()
-        self._judge_bounds()
-        self._judge_secrets()
-        self._judge_health(slowest_probe)
-        self._tally.survived += 1
+        with self._tally.fault(len(load.replies)):
+            self._judge_ends(load.replies, whole=whole, refusals=refusals)
+            self.server.wait_ready()
+            self.server.wait_idle()
+            self._judge_counts()
+            self._bounds.judge()
+            self._judge_secrets()
+            self._judge_health("ok", slowest_probe)
+            self._judge_readiness()
+
+    def judge_without_engine(self, load: Load) -> None:
+        """Ask the five questions of a server that gets no engine any more, and stays."""
+        with self._tally.fault(len(load.replies)):
+            self._judge_ends(load.replies, whole=False, refusals=True)
+            self.server.wait_idle()
+            self._judge_counts()
+            self._bounds.judge(engine=False)
+            self._judge_secrets()
+            self._judge_health("down", _SLOWEST_PROBE)
+            self._judge_refusal()
 
     def judge_end(self, load: Load, *, whole: bool) -> None:
         """Ask what can be asked of a server that has ended: the first, second and fourth."""
-        self._tally.faults += 1
-        self._tally.requests += len(load.replies)
-        self._judge_ends(load.replies, whole=whole, refusals=True)
-        self._judge_secrets()
-        self._tally.survived += 1
+        with self._tally.fault(len(load.replies)):
+            self._judge_ends(load.replies, whole=whole, refusals=True)
+            self._judge_secrets()
 
     # -- the five questions ---------------------------------------------------
 
@@ -234,19 +253,6 @@ class Examination:
         self._tally.doubled += max(0, int(counted - self._sent))
         assert self._sent == counted
 
-    def _judge_bounds(self) -> None:
-        deadline = time.monotonic() + _SETTLE_SECONDS
-        while True:
-            files, threads, memory = (
-                now - before for now, before in zip(self._resources(), self._baseline, strict=True)
-            )
-            # A client's connection that is kept alive is a file; the probes have one at most.
-            if files <= 2 and threads <= 1 and memory < _MEMORY_GROWTH:
-                return
-            grown = f"{files} files, {threads} threads, {memory} bytes more than before"
-            assert time.monotonic() < deadline, grown
-            time.sleep(0.1)
-
     def _judge_secrets(self) -> None:
         """Every answer was searched as it came; spans are, with the log, when the server has ended."""
         if self.server.is_running:
@@ -256,11 +262,10 @@ class Examination:
             assert secret not in "".join(self.server.log), "a secret is in the log"
         assert [] == self.server.leaks
 
-    def _judge_health(self, slowest_probe: float) -> None:
+    def _judge_health(self, status: str, slowest_probe: float) -> None:
         assert {200} >= {status for _, status in self._probes}
         assert max((seconds for seconds, _ in self._probes), default=0.0) < slowest_probe
-        assert "ok" == self.server.health()["status"]
-        self._judge_readiness()
+        assert status == self.server.health()["status"]
         self._probes.clear()
 
     def _judge_readiness(self) -> None:
@@ -274,6 +279,14 @@ class Examination:
             assert reply.retry_after, reply
             assert time.monotonic() < deadline, reply
             time.sleep(float(reply.retry_after) / 5)
+
+    def _judge_refusal(self) -> None:
+        """Not ready was said, so a request is refused, with advice."""
+        assert 503 == self.server.get("/readyz")[0]
+        (ask,) = draw_asks(1, self.seed, mark=self._mark, tokens=8)
+        (reply,) = self._run([self._client(ask)])
+        assert (503, 1) == (reply.status, reply.ends)
+        assert reply.retry_after, reply
 
     # -------------------------------------------------------------------------
 
@@ -299,12 +312,6 @@ class Examination:
             thread.join(60)
         self._sent += len(clients)
         return [client.reply for client in clients]
-
-    def _resources(self) -> tuple[int, int, int]:
-        """Return the server's files, threads and resident bytes."""
-        process = psutil.Process(self.server.pid)
-        with process.oneshot():
-            return process.num_fds(), process.num_threads(), process.memory_info().rss
 
     @contextlib.contextmanager
     def _engine_held(self, asks: Sequence[Ask]) -> Iterator[None]:

@@ -21,10 +21,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-__all__ = ["Patient", "patient"]
+    from support.collector import Collector
+
+__all__ = ["Patient", "patient", "run_to_end"]
 
 _READY_SECONDS = 60.0
 _LOG_LINES = 20_000
+_PHAROS = (sys.executable, "-m", "mlx_pharos")
 
 
 class Patient:
@@ -39,6 +42,8 @@ class Patient:
         """What nobody may hear of."""
         self.leaks: list[str] = []
         """Beginnings of answers that held a secret."""
+        self.collector: Collector | None = None
+        """What takes its telemetry, where the test can look into it."""
 
     @property
     def pid(self) -> int:
@@ -48,11 +53,15 @@ class Patient:
     @property
     def engine(self) -> psutil.Process:
         """The engine's process, as it is now."""
-        return next(
-            child
-            for child in psutil.Process(self.pid).children()
-            if "mlx_pharos.engine.worker" in " ".join(_command(child))
-        )
+        found = self.find_engine()
+        assert found is not None, "there is no engine"
+        return found
+
+    def find_engine(self) -> psutil.Process | None:
+        """Return the engine's process; None where there is none."""
+        children = psutil.Process(self.pid).children()
+        ours = (each for each in children if "mlx_pharos.engine.worker" in _command(each))
+        return next(ours, None)
 
     @property
     def is_running(self) -> bool:
@@ -109,6 +118,12 @@ class Patient:
             and wanted <= {*sample.partition("{")[2].rstrip("}").split(",")}
         )
 
+    def steps_above(self, sequences: int) -> float:
+        """Return how many steps of engines had more sequences than that, a bound of the histogram."""
+        name, figures = "pharos_engine_batch_size", self.figures()
+        within = figures.get(f'{name}_bucket{{le="{sequences:.1f}"}}', 0.0)
+        return figures.get(f"{name}_count", 0.0) - within
+
     def send_signal(self, number: signal.Signals) -> None:
         """Signal the server."""
         self._process.send_signal(number)
@@ -123,6 +138,10 @@ class Patient:
         while not condition():
             assert time.monotonic() < deadline, f"{what}: not within {timeout:g} s"
             time.sleep(0.02)
+
+    def wait_restarted(self, times: int) -> None:
+        """Wait until another engine was started so often; it may still load the model."""
+        self.wait_for(lambda: self.health()["engine"]["restarts"] == times, "a restart")
 
     def wait_ready(self) -> None:
         """Wait until the server says that it is ready."""
@@ -143,7 +162,7 @@ class Patient:
 
 @contextlib.contextmanager
 def patient(
-    model: Path,
+    model: Path | str,
     *flags: str,
     variables: Mapping[str, str] | None = None,
     prepare: Callable[[], None] | None = None,
@@ -151,7 +170,7 @@ def patient(
     """Serve a model until the block ends, however the server is by then.
 
     Args:
-        model: A directory.
+        model: A directory, or a name.
         flags: Of ``pharos serve``.
         variables: More environment.
         prepare: Called in the new process before it runs, to set limits.
@@ -159,7 +178,7 @@ def patient(
     key = "sk-planted-" + os.urandom(8).hex()
     environment = os.environ | {"PHAROS_API_KEY": key, "PHAROS_METRICS_API_KEY": key}
     environment |= variables or {}
-    command = [sys.executable, "-m", "mlx_pharos", "serve", "--model", str(model), "--port", "0"]
+    command = [*_PHAROS, "serve", "--model", str(model), "--port", "0"]
     process = subprocess.Popen(
         [*command, "--served-model-name", "tiny", "--log-format", "json", *flags],
         stderr=subprocess.PIPE,
@@ -180,6 +199,31 @@ def patient(
         _end(process)
         reader.join(5)
         process.stderr.close()
+
+
+def run_to_end(
+    *command: str,
+    variables: Mapping[str, str],
+    prepare: Callable[[], None] | None = None,
+) -> tuple[int, str]:
+    """Run a command of ``pharos`` that ends by itself; return its exit code and all that it wrote.
+
+    Args:
+        command: With its flags.
+        variables: More environment.
+        prepare: Called in the new process before it runs, to set limits.
+    """
+    done = subprocess.run(
+        [*_PHAROS, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | variables,
+        timeout=_READY_SECONDS,
+        check=False,
+        preexec_fn=prepare,
+    )
+    return done.returncode, done.stdout
 
 
 def _wait_for_address(server: Patient, process: subprocess.Popen[str]) -> None:
