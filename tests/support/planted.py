@@ -7,51 +7,108 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from support.collector import collector
-from support.patient import patient
+from support.patient import patient, run_to_end
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from support.collector import Collector
     from support.patient import Patient
 
-__all__ = ["planted"]
+__all__ = ["Ending", "ended", "planted"]
+
+_NOBODY = 9
+"""A port where nobody listens."""
+
+
+class Ending(NamedTuple):
+    """How a command ended that was not to stay."""
+
+    code: int
+    said: str
+    """All that it wrote."""
 
 
 @contextlib.contextmanager
-def planted(model: Path, *flags: str) -> Iterator[Patient]:
+def planted(
+    model: Path | str,
+    *flags: str,
+    hub: int = _NOBODY,
+    variables: Mapping[str, str] | None = None,
+    prepare: Callable[[], None] | None = None,
+) -> Iterator[Patient]:
     """Serve a model out of a directory whose name is a secret, among variables that hold some.
 
     A collector takes the telemetry, unless the flags name one; when all is over, what it
     received and the whole log are searched.
 
     Args:
-        model: A directory, which is copied.
+        model: A directory, which is copied, or a name.
         flags: Of ``pharos serve``.
+        hub: The port of the model hub, on this machine.
+        variables: More environment.
+        prepare: Called in the new process before it runs, to set limits.
     """
-    mark = "planted" + os.urandom(6).hex()
-    variables = {
-        "HF_TOKEN": f"hf_{mark}token",
-        "HF_ENDPOINT": f"http://user:{mark}password@127.0.0.1:9",
-        "OTEL_EXPORTER_OTLP_HEADERS": f"x-api-key={mark}header",
-        "OTEL_LOGS_EXPORTER": "otlp",
-    }
+    mark = _new_mark()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{mark}folder")))
-        variables["PHAROS_CACHE_DIR"] = str(folder / "cache")
         if "--otlp-endpoint" in flags:
             target = None
         else:
             target = stack.enter_context(collector())
             flags = (*flags, "--otlp-endpoint", target.endpoint)
-        shutil.copytree(model, folder / "model")
-        with patient(folder / "model", *flags, variables=variables) as server:
+        if isinstance(model, Path):
+            model = shutil.copytree(model, folder / "model")
+        environment = _variables(mark, folder, hub) | dict(variables or {})
+        with patient(model, *flags, variables=environment, prepare=prepare) as server:
             server.secrets.append(mark)
+            server.collector = target
             yield server
         _search(server, target)
+
+
+def ended(
+    *command: str,
+    folder: Path,
+    hub: int = _NOBODY,
+    variables: Mapping[str, str] | None = None,
+    prepare: Callable[[], None] | None = None,
+) -> Ending:
+    """Run a command of ``pharos`` that ends by itself, among secrets of which it says nothing.
+
+    Args:
+        command: With its flags.
+        folder: For its caches; no secret, as a person has to be told of places.
+        hub: The port of the model hub, on this machine.
+        variables: More environment.
+        prepare: Called in the new process before it runs, to set limits.
+    """
+    mark = _new_mark()
+    environment = _variables(mark, folder, hub) | {"PHAROS_API_KEY": f"sk-{mark}"}
+    code, said = run_to_end(
+        *command, variables=environment | dict(variables or {}), prepare=prepare
+    )
+    assert mark not in said, "a secret was said"
+    return Ending(code, said)
+
+
+def _new_mark() -> str:
+    return "planted" + os.urandom(6).hex()
+
+
+def _variables(mark: str, folder: Path, hub: int) -> dict[str, str]:
+    return {
+        "HF_TOKEN": f"hf_{mark}token",
+        "HF_ENDPOINT": f"http://user:{mark}password@127.0.0.1:{hub}",
+        "HF_HUB_CACHE": str(folder / "hub"),
+        "HF_HUB_DISABLE_XET": "1",
+        "OTEL_EXPORTER_OTLP_HEADERS": f"x-api-key={mark}header",
+        "OTEL_LOGS_EXPORTER": "otlp",
+        "PHAROS_CACHE_DIR": str(folder / "cache"),
+    }
 
 
 def _search(server: Patient, target: Collector | None) -> None:
