@@ -12,6 +12,7 @@ import pytest
 from support.asks import Ask
 from support.dangerous_model import KILLS, SEGFAULTS, SLEEPS
 from support.planted import planted
+from support.step_sizes import judge_growth, judge_half
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 _NARROW = ("--max-batch", "4", "--max-queue", "28")
 _DANGEROUS = (*_NARROW, "--trust-remote-code")
+_SIZE_MATTERS = {"SIGSEGV", "SIGABRT", "SIGBUS"}
+"""How MLX ends where it gets no memory. An exit code is a decision: it had made itself smaller."""
 
 
 @pytest.mark.parametrize(
@@ -136,7 +139,10 @@ def test_one_request_is_deadly(
 
 @pytest.mark.battery
 def test_out_of_memory(tiny_model: Path, examine: Callable[[Patient], Examination]) -> None:
-    """The kernel gives the engine no more memory: whatever MLX does then, the answers are whole."""
+    """The kernel gives the engine no more memory: whatever MLX does then, the answers are whole.
+
+    Where it dies of that, the next one does half at once, and grows back.
+    """
     with planted(tiny_model, *_NARROW) as server:
         examination = examine(server)
         asks = examination.draw(12, tokens=900)
@@ -144,4 +150,13 @@ def test_out_of_memory(tiny_model: Path, examine: Callable[[Patient], Examinatio
             load.wait_for_text(20)
             used = server.engine.memory_info().vms
             server.engine.rlimit(resource.RLIMIT_AS, (used, resource.RLIM_INFINITY))
+            server.wait_for(
+                lambda: load.is_over or server.health()["engine"]["restarts"] > 0,
+                "a death, or none",
+            )
+            died = server.health()["engine"]["last_reason"] in _SIZE_MATTERS
+            if died:
+                judge_half(examination, load, half=2)
+        if died:
+            judge_growth(examination, load, asks[:6], half=2)
         examination.judge(load)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 __all__ = [
+    "BREAKS_CACHE",
     "FAILS",
     "HOARDS",
     "KILLS",
@@ -45,10 +46,13 @@ HOARDS = "\x07"
 """Takes 128 MiB for a hundred steps, once: memory that nobody was promised."""
 STARVES = "\x08"
 """The text of a chat whose tokens would take more memory than any machine has."""
+BREAKS_CACHE = "\x0e"
+"""A step that damages all that the prompt cache has stored, as code that keeps it and writes can."""
 
 _CODE = '''\
 """The tiny llama, with characters that it cannot stand."""
 
+import gc
 import itertools
 import os
 import signal
@@ -85,6 +89,10 @@ class Model(_Llama):
         if 7 in seen and next(hoards) == 0:
             hoard[1] = mx.zeros(1 << 25) + 1
             mx.eval(hoard[1])
+        if 14 in seen:
+            for each in gc.get_objects():
+                if type(each).__name__ == "SealedLayers":
+                    each[0].keys = None
         return super().__call__(inputs, *args, **kwargs)
 '''
 
