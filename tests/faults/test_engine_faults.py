@@ -145,7 +145,7 @@ def test_out_of_memory(tiny_model: Path, examine: Callable[[Patient], Examinatio
     """
     with planted(tiny_model, *_NARROW) as server:
         examination = examine(server)
-        asks = examination.draw(12, tokens=900)
+        asks = examination.draw(12, tokens=500)
         with examination.load(asks, held=True) as load:
             load.wait_for_text(20)
             used = server.engine.memory_info().vms
