@@ -139,12 +139,20 @@ def probe_mlx(blas: str) -> tuple[dict[str, Any], str]:
     except subprocess.TimeoutExpired:
         return {}, f"no answer within {_PROBE_SECONDS:g} s"
     if done.returncode < 0:
-        return {}, f"ended by {signal.Signals(-done.returncode).name}"
+        return {}, f"ended by {_name_of(-done.returncode)}"
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()
         return {}, last[-1] if last else f"ended with {done.returncode}"
     found: dict[str, Any] = json.loads(done.stdout)
     return found, ""
+
+
+def _name_of(number: int) -> str:
+    """Name a signal; those of real time have numbers alone."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def _mlx(blas: str) -> Iterator[Finding]:

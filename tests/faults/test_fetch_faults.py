@@ -46,9 +46,7 @@ def test_the_hub_fails_at_first(hub: HubServer, examine: Callable[[Patient], Exa
             pass
         examination.judge(load)
         outcomes = {
-            outcome: server.total(
-                f'pharos_retries_total{{operation="download",outcome="{outcome}"}}'
-            )
+            outcome: server.total("pharos_retries_total", operation="download", outcome=outcome)
             for outcome in ("retried", "succeeded", "given_up")
         }
         assert {"retried": 3, "succeeded": 1, "given_up": 0} == outcomes

@@ -133,6 +133,14 @@ def test_a_file_without_the_prefix_is_refused_in_words() -> None:
         without_prefix(content, "numpy_")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="ELF")
+def test_a_python_without_files_in_memory_asks_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Builds of Python for old systems lack the function, also where the system has it."""
+    monkeypatch.delattr("os.memfd_create")
+
+    assert hasattr(load_without_prefix(_declared(), "scipy_", ctypes.RTLD_LOCAL), "cblas_sgemm")
+
+
 def _declared() -> Path:
     library, _ = next(iter(blas._candidates()))
     return library

@@ -4,7 +4,7 @@ mlx's Linux wheel is linked against the reference BLAS, about thirty times slowe
 at matrix products than this machine can be. Symbols of libraries that are
 loaded globally win over a library's own dependencies: an OpenBLAS loaded with
 ``RTLD_GLOBAL`` before mlx gets mlx's calls of ``cblas_sgemm``. Only one that
-chooses its code by the processor it meets is loaded. On macOS mlx uses
+chooses its code by the processor it meets gets them. On macOS mlx uses
 Accelerate, and there is nothing to do.
 
 This module does not import mlx before :func:`measure` is called.
@@ -87,15 +87,16 @@ def preload(mode: Literal["auto", "off"] = "auto") -> BlasPreload:
         return BlasPreload(None, "mlx uses the system's own BLAS here")
     if "mlx.core" in sys.modules:
         return BlasPreload(None, "mlx was loaded before: too late")
-    problem = "no OpenBLAS found: install scipy-openblas32 or the system's libopenblas"
+    problems = []
     for library, load in _candidates():
         try:
             handle = load(library)
-        except (OSError, ValueError) as error:
-            problem = f"{library.name} cannot be used: {error}"
+        except (OSError, ValueError, AttributeError) as error:
+            problems.append(f"{library.name} cannot be used: {error}")
             continue
         return BlasPreload(library, "found and loaded", handle, BlasThreads(handle))
-    return BlasPreload(None, problem)
+    none = "no OpenBLAS found: install scipy-openblas32 or the system's libopenblas"
+    return BlasPreload(None, "; ".join(problems) or none)
 
 
 def measure(preloaded: BlasPreload) -> BlasMeasurement:

@@ -36,6 +36,7 @@ _DT_SYMTAB = 6
 _DT_STRSZ = 10
 _DT_GNU_HASH = 0x6FFFFEF5
 _SYMBOL_BYTES = 24
+_MFD_CLOEXEC = 1
 
 
 class Edit(NamedTuple):
@@ -102,7 +103,9 @@ def load_without_prefix(path: Path, prefix: str, mode: int) -> ctypes.CDLL:
         OSError: It cannot be read or loaded.
         ValueError: See :func:`without_prefix`.
     """
-    with path.open("rb") as source, os.fdopen(os.memfd_create(path.name), "wb") as copy:
+    descriptor = _anonymous_file(path.name)
+    # Not closed, ever: the linker knows a library by its path, which must not become another's.
+    with path.open("rb") as source, os.fdopen(descriptor, "wb", closefd=False) as copy:
         with mmap(source.fileno(), 0, access=ACCESS_READ) as library:
             edits = without_prefix(library, prefix)
         left = os.fstat(source.fileno()).st_size
@@ -111,6 +114,23 @@ def load_without_prefix(path: Path, prefix: str, mode: int) -> ctypes.CDLL:
         for edit in edits:
             os.pwrite(copy.fileno(), edit.content, edit.at)
         return ctypes.CDLL(f"/proc/self/fd/{copy.fileno()}", mode)
+
+
+def _anonymous_file(name: str) -> int:
+    """Return the descriptor of a new file in memory.
+
+    Raises:
+        OSError: The system gives none.
+    """
+    create = getattr(os, "memfd_create", None)
+    if create is not None:
+        return int(create(name))
+    # Some builds of Python lack it, as they were made for systems that are older than this one.
+    library = ctypes.CDLL(None, use_errno=True)
+    descriptor: int = library.memfd_create(os.fsencode(name), _MFD_CLOEXEC)
+    if descriptor < 0:
+        raise OSError(ctypes.get_errno(), "no file in memory")
+    return descriptor
 
 
 def _dynamic_entries(library: bytes | mmap) -> dict[int, _Entry]:
@@ -138,6 +158,9 @@ def _dynamic_entries(library: bytes | mmap) -> dict[int, _Entry]:
             entries[tag] = _Entry(at, place)
         elif tag == _DT_STRSZ:
             entries[tag] = _Entry(at, value)
+        elif tag == _DT_HASH:
+            msg = "it has two tables of hashes"
+            raise ValueError(msg)
     return entries
 
 
