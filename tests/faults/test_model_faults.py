@@ -152,6 +152,7 @@ def test_a_model_that_turns_hostile(
             server.engine.kill()
         assert 1 == server.wait(30)
         examination.judge_end(load, whole=False)
-        assert {"engine_died"} == {reply.error for reply in load.replies}
+        # A short one may have ended before its engine did.
+        assert {"engine_died"} == {reply.error for reply in load.replies if not reply.whole}
         assert any("evil.py" in line for line in server.log)
     assert not (tmp_path / "canary").exists()
