@@ -7,6 +7,7 @@ so that the two load at the same time.
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -47,6 +48,8 @@ Pharos: a model server for MLX that can be left running
 `pharos COMMAND --help` says more.
 """
 
+_LAST_LINES_SECONDS = 2.0
+"""How long the end waits for somebody to read the log."""
 _SOURCES = (
     "In brackets: the default. Every setting is also a variable, PHAROS_PORT for --port, and a "
     "key of pharos.toml, port; flags win over variables, variables over the file. "
@@ -130,8 +133,11 @@ def _serve(arguments: Sequence[str]) -> int:
         from .resilience.failure_text import log_uncaught
         from .server import SdNotify, serve
         from .telemetry.log import configure_log
+        from .telemetry.log_writer import LogWriter
 
-        configure_log(level=settings.log_level, style=settings.log_format)
+        log = LogWriter(sys.stderr.fileno())
+        atexit.register(log.finish, _LAST_LINES_SECONDS)
+        configure_log(level=settings.log_level, style=settings.log_format, stream=log)
         log_uncaught(logging.getLogger("mlx_pharos"))
         # auto is as in configure_log: people read terminals, programs read everything else.
         plain = settings.log_format == "console" or (

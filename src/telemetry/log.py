@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from structlog.typing import EventDict, Processor
 
+    from .log_writer import LogWriter
+
 __all__ = ["RequestLine", "configure_log", "log_request"]
 
 _requests = logging.getLogger("mlx_pharos.requests")
@@ -102,7 +104,7 @@ def configure_log(
     *,
     level: Literal["debug", "info", "warning", "error"] = "info",
     style: Literal["auto", "json", "console"] = "auto",
-    stream: TextIO | None = None,
+    stream: TextIO | LogWriter | None = None,
 ) -> None:
     """Send this process's log to ``stream`` (stderr by default); replaces what was set before."""
     target = stream or sys.stderr
