@@ -97,9 +97,9 @@ def started(model: Path, **settings: Any) -> Iterator[Process]:
 
 
 @pytest.fixture
-def process(tiny_model: Path) -> Iterator[Process]:
-    """A ready server process with a grace of two seconds."""
-    with started(tiny_model, drain_seconds=2) as made:
+def process(tiny_model: Path, request: pytest.FixtureRequest) -> Iterator[Process]:
+    """A ready server process with a grace of two seconds, or of as many as the test asks for."""
+    with started(tiny_model, drain_seconds=getattr(request, "param", 2)) as made:
         made.port = int(made.wait_line(r"listens on http://127\.0\.0\.1:(\d+) ")[1])
         made.wait_line("is ready")
         yield made
@@ -134,6 +134,7 @@ def test_a_serving_process_holds_no_mlx_and_stays_small(process: Process) -> Non
     assert server.memory_info().rss < 120e6, server.memory_info()
 
 
+@pytest.mark.parametrize("process", [25], indirect=True)
 def test_sigterm_lets_running_requests_finish(process: Process) -> None:
     """What runs gets its whole answer; new work is refused meanwhile; the exit code is 0."""
     results: list[Any] = []
