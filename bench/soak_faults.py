@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 import psutil
 
 from support.asks import Ask, Client
+from support.limits import limited
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from support.patient import Patient
 
@@ -82,7 +83,7 @@ def _memory(server: Patient) -> int:
     engine = server.engine
     before = server.health()["engine"]["restarts"]
     with contextlib.suppress(psutil.NoSuchProcess):
-        with _limit(engine, resource.RLIMIT_AS, engine.memory_info().vms):
+        with limited(engine, resource.RLIMIT_AS, engine.memory_info().vms):
             time.sleep(_LIMIT_SECONDS)
         if engine.is_running():
             return 0
@@ -93,14 +94,14 @@ def _memory(server: Patient) -> int:
 def _files(server: Patient) -> int:
     """No file is left for newcomers."""
     process = psutil.Process(server.pid)
-    with _limit(process, resource.RLIMIT_NOFILE, process.num_fds()):
+    with limited(process, resource.RLIMIT_NOFILE, process.num_fds()):
         time.sleep(_LIMIT_SECONDS)
     return 0
 
 
 def _disk(server: Patient) -> int:
     """Nothing can be written to a file, and a body comes that is larger than what memory takes."""
-    with _limit(psutil.Process(server.pid), resource.RLIMIT_FSIZE, 0):
+    with limited(psutil.Process(server.pid), resource.RLIMIT_FSIZE, 0):
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
         with contextlib.closing(connection):
             headers = {"Content-Type": "application/json", **server.headers}
@@ -145,18 +146,6 @@ def _send(server: Patient, count: int, *, leave_after: int | None) -> int:
     wrong = [client.reply for client in clients if not client.reply.left and client.reply.ends != 1]
     assert not wrong, f"{len(wrong)} requests have no end, such as {wrong[0]}"
     return count
-
-
-@contextlib.contextmanager
-def _limit(process: psutil.Process, kind: int, soft: int) -> Iterator[None]:
-    """Lower a limit of a running process meanwhile."""
-    before = process.rlimit(kind)
-    process.rlimit(kind, (soft, before[1]))
-    try:
-        yield
-    finally:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.rlimit(kind, before)
 
 
 def _wait_restart(server: Patient) -> None:

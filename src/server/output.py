@@ -21,8 +21,6 @@ UNREAD_STREAM = 64 * 1024 * 1024
 waits with all its bytes, which were in memory before."""
 _UNREAD = 512 * 1024 * 1024
 """Bytes that may wait for all slow readers together; whoever has most of it then gives way."""
-
-
 _ONE_PIECE = 64 * 1024
 """Bytes of a head and the first of its body that are sent together."""
 

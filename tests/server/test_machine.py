@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from support.client import CHAT, chat_body, wait_until
+from support.limits import limited
 from support.served import serve_model
 
 if TYPE_CHECKING:
@@ -29,18 +30,6 @@ def served(tiny_model: Path) -> Iterator[Served]:
     """A server whose limits the tests lower; they raise them again."""
     with serve_model(tiny_model, "--served-model-name", "tiny") as running:
         yield running
-
-
-@contextlib.contextmanager
-def limit(pid: int, kind: int, soft: int) -> Iterator[None]:
-    """Lower a limit of a running process."""
-    process = psutil.Process(pid)
-    before = process.rlimit(kind)
-    process.rlimit(kind, (soft, before[1]))
-    try:
-        yield
-    finally:
-        process.rlimit(kind, before)
 
 
 def post(served: Served, body: bytes) -> tuple[HTTPResponse, dict[str, Any]]:
@@ -58,7 +47,7 @@ def test_without_a_file_left_newcomers_wait_and_nothing_spins(served: Served) ->
     process = psutil.Process(served.pid)
     with contextlib.ExitStack() as stack:
         waiting = []
-        with limit(served.pid, resource.RLIMIT_NOFILE, process.num_fds()):
+        with limited(psutil.Process(served.pid), resource.RLIMIT_NOFILE, process.num_fds()):
             for _ in range(8):
                 connection = socket.create_connection((host, int(port)), timeout=15)
                 stack.enter_context(connection)
@@ -80,7 +69,7 @@ def test_a_full_disk_refuses_large_bodies_in_words_and_serves_small_ones(served:
     """A large body is kept in a file while it comes. With room again it is read as ever."""
     large = json.dumps(chat_body(messages=[{"role": "user", "content": "x" * 3_000_000}])).encode()
     small = json.dumps(chat_body()).encode()
-    with limit(served.pid, resource.RLIMIT_FSIZE, 0):
+    with limited(psutil.Process(served.pid), resource.RLIMIT_FSIZE, 0):
         response, answer = post(served, large)
         assert (503, "storage_full") == (response.status, answer["error"]["code"])
         assert int(response.headers["Retry-After"]) >= 1

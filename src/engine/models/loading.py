@@ -32,9 +32,10 @@ from mlx_lm.utils import (  # noqa: E402
 from mlx_lm.utils import load_model as _load_weights  # noqa: E402
 
 from ...resilience.errors import ModelError  # noqa: E402
+from .cache_layers import is_batchable  # noqa: E402
 from .directory import inspect_directory  # noqa: E402
 from .machine import available_memory  # noqa: E402
-from .padding import MISCOMPUTED, is_batchable, is_paddable  # noqa: E402
+from .padding import MISCOMPUTED, is_paddable  # noqa: E402
 from .weights import read_json  # noqa: E402
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def load_model(
         cache = make_prompt_cache(model)
         logits = model(mx.array([[0]]), cache=cache)
     vocabulary_size = int(logits.shape[-1])
-    batchable = config.get("model_type") not in MISCOMPUTED and all(map(is_batchable, cache))
+    batchable = config.get("model_type") not in MISCOMPUTED and is_batchable(cache)
     if not batchable:
         _log.warning("requests run one after the other: mlx-lm cannot batch this model")
     return LoadedModel(

@@ -13,12 +13,14 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import ArraysCache, make_prompt_cache
+from mlx_lm.models.cache import make_prompt_cache
+
+from .cache_layers import is_recurrent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["MISCOMPUTED", "is_batchable", "is_paddable"]
+__all__ = ["MISCOMPUTED", "is_paddable"]
 
 _log = logging.getLogger(__name__)
 
@@ -33,12 +35,6 @@ _TOLERANCE = 0.05
 is taken in makes a multiple."""
 
 
-def is_batchable(layer: Any) -> bool:  # noqa: ANN401 - any cache object
-    """Return whether mlx-lm can merge a layer's cache with those of other requests."""
-    inner = getattr(layer, "caches", None)
-    return hasattr(layer, "merge") if inner is None else all(map(is_batchable, inner))
-
-
 def is_paddable(model: Any, *, vocabulary_size: int) -> bool:  # noqa: ANN401 - as elsewhere
     """Return whether a short prompt has the same scores beside a long one as alone.
 
@@ -46,7 +42,7 @@ def is_paddable(model: Any, *, vocabulary_size: int) -> bool:  # noqa: ANN401 - 
         model: Batchable, its weights evaluated.
         vocabulary_size: Ids that its logits cover.
     """
-    if not any(map(_is_recurrent, make_prompt_cache(model))):
+    if not is_recurrent(make_prompt_cache(model)):
         return True
     tokens = [(7919 * place + 65) % vocabulary_size for place in range(_LONG)]
     try:
@@ -61,11 +57,6 @@ def is_paddable(model: Any, *, vocabulary_size: int) -> bool:  # noqa: ANN401 - 
     if not paddable:
         _log.warning("prompts are computed one by one: in this model, filling up changes the text")
     return paddable
-
-
-def _is_recurrent(layer: Any) -> bool:  # noqa: ANN401
-    inner = getattr(layer, "caches", None)
-    return isinstance(layer, ArraysCache) if inner is None else any(map(_is_recurrent, inner))
 
 
 def _next_scores(model: Any, rows: Sequence[list[int]]) -> mx.array:  # noqa: ANN401

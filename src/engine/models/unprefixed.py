@@ -92,7 +92,7 @@ def without_prefix(library: bytes | mmap, prefix: str) -> list[Edit]:
 def load_without_prefix(path: Path, prefix: str, mode: int) -> ctypes.CDLL:
     """Load a copy of the library at ``path`` whose symbols have lost their prefix.
 
-    It takes about 30 ms for 24 MB, most of it the kernel's to copy them.
+    It takes 50 ms for 24 MB on a slow machine, most of it the kernel's to copy them.
 
     Args:
         path: The library.

@@ -25,8 +25,9 @@ from mlx_lm.models.cache import (
 )
 
 from ...resilience.ledger import BLOCK, LayerShape, MemoryCosts
+from ..models.cache_layers import is_recurrent
 from ..protocol import Sampling
-from .recurrent_state import copy_views, single_layers
+from .recurrent_state import copy_views
 from .sampling import Draws, sample
 
 if TYPE_CHECKING:
@@ -65,14 +66,14 @@ def calibrate(model: Any, *, vocabulary_size: int, batchable: bool, step: int) -
     cache = make_prompt_cache(model)
     _prefill(model, cache, _CHUNK)  # what the first pass compiles is not a cost
     first, second, twice = _chunk_peaks(model)
-    is_recurrent = any(isinstance(layer, ArraysCache) for layer in single_layers(cache))
+    recurrent = is_recurrent(cache)
     # The chunks are equal but for the tokens before them: the difference is attention's.
     pairs = max(second - first, 0) / (_CHUNK * (_CHUNK + _BETWEEN))
     # What grows faster than the chunk, and is not attention's.
-    squares = max((twice - 2 * first) / (2 * _CHUNK * _CHUNK) - pairs, 0) if is_recurrent else 0.0
+    squares = max((twice - 2 * first) / (2 * _CHUNK * _CHUNK) - pairs, 0) if recurrent else 0.0
     tokens = max(first - (pairs + squares) * _CHUNK * _CHUNK, 0) / _CHUNK
     decode = _peak_of(cache, lambda: _decode(model, cache, vocabulary_size))
-    margin = _RECURRENT_MARGIN if is_recurrent else _MARGIN
+    margin = _RECURRENT_MARGIN if recurrent else _MARGIN
     costs = MemoryCosts(
         layers=tuple(layer_shapes(cache, step=step)),
         padded=batchable,

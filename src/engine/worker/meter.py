@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 from mlx_lm.models.cache import BatchKVCache, KVCache
 
+from ..models.cache_layers import single_layers
 from ..protocol import Step, StepFigures
-from .recurrent_state import single_layers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -23,8 +23,9 @@ from mlx_lm.models.cache import (
 )
 
 from ...resilience.errors import CacheError
+from ..models.cache_layers import single_layers
 from .entry_seal import SealedLayers, Snapshot, offsets_of
-from .recurrent_state import copy_views, single_layers
+from .recurrent_state import copy_views
 from .runner import StoredPrefix
 
 if TYPE_CHECKING:

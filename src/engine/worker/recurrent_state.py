@@ -5,21 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import ArraysCache, CacheList
+from mlx_lm.models.cache import ArraysCache
+
+from ..models.cache_layers import single_layers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
-__all__ = ["copy_views", "single_layers"]
-
-
-def single_layers(layers: Iterable[Any]) -> Iterator[Any]:
-    """Yield the cache objects of mlx-lm, those of a layer with several one by one."""
-    for layer in layers:
-        if isinstance(layer, CacheList):
-            yield from single_layers(layer.caches)
-        else:
-            yield layer
+__all__ = ["copy_views"]
 
 
 def copy_views(layers: Iterable[Any]) -> None:
