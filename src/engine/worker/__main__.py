@@ -105,7 +105,9 @@ def _watch(connection: Connection) -> None:
 
 def _import_libraries() -> None:
     """Import what takes longest before the options are known. None of it imports mlx."""
-    from transformers import AutoTokenizer  # noqa: F401, PLC0415
+    from ..models.one_scan import import_transformers  # noqa: PLC0415 - after the thread above
+
+    import_transformers()
 
 
 def _load(
