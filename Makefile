@@ -12,6 +12,8 @@ PYTHON  = $(shell for p in python3.13 python3.12 python3.14 python3.11 python3 p
 PIP    := $(PY) -m pip --disable-pip-version-check --quiet
 ARGS   ?=
 MINUTES ?= 20
+# Tests that run at once. 0 runs them in pytest's own process, for a debugger.
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve doctor test faults soak lint format docs bench build lock backends checkers clean
@@ -47,7 +49,7 @@ doctor: $(VENV)/.runtime ## Say whether this machine can serve, and what to mend
 	@$(VENV)/bin/pharos doctor $(ARGS)
 
 test: $(VENV)/.dev ## Run the tests (ARGS goes to pytest)
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 
 faults: $(VENV)/.dev ## Do every fault to a running server, and judge it (ARGS goes to pytest)
 	@$(PY) -m pytest tests/faults -m "battery or not battery" --timeout 180 \
