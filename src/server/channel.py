@@ -32,6 +32,7 @@ from .task import Task
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .loop import Members
     from .options import ServerOptions
 
 __all__ = ["Channel", "Server"]
@@ -89,6 +90,7 @@ class Channel(Output):
         self._refused = bool(self.requests[0].error)
         super().service()
         self.served_at = time.monotonic()
+        self.changed()
 
     def handle_read(self) -> None:
         """Read once. A client that sends no more may still read: what runs is finished for it."""
@@ -109,15 +111,12 @@ class Channel(Output):
             self.handle_close()
 
     def readable(self) -> bool:
-        """Whether input is wanted; after its end the socket would be readable for ever.
-
-        As in waitress, for each connection before each wait, so written out.
-        """
+        """Whether input is wanted; after its end the socket would be readable for ever."""
         return not (
             self._ended
             or self.will_close
             or self.close_when_flushed
-            or self.total_outbufs_len
+            or self.waits_to_send()
             or len(self.requests) > self.adj.channel_request_lookahead
         )
 
@@ -125,7 +124,7 @@ class Channel(Output):
         """Whether output waits, or the connection is to be closed."""
         if self._ended and not self.requests:
             self.close_when_flushed = True
-        return bool(self.total_outbufs_len or self.will_close or self.close_when_flushed)
+        return self.will_close or self.close_when_flushed or self.waits_to_send()
 
     def check_client_disconnected(self) -> bool:  # type: ignore[override] # waitress returns one
         """Whether the client left, as far as can be known: an answer that takes time ends."""
@@ -205,6 +204,19 @@ class Server(TcpWSGIServer):
     _maintained_at = 0.0
     _accept_again_at = 0.0
     _is_short_of_files = False
+
+    def changed(self, channel: Output) -> None:
+        """Have the loop ask a channel what it waits for now. Safe from any thread."""
+        self._connections().changed(channel)
+        self.wake()
+
+    def wake(self) -> None:
+        """End the loop's wait. Safe from any thread and in signal handlers."""
+        trigger: Any = self.trigger
+        trigger.pull_trigger()
+
+    def pull_trigger(self) -> None:
+        """Do nothing. waitress' channels say so that something changed, but not where."""
 
     def readable(self) -> bool:
         """Whether newcomers are taken. The loop asks before each wait."""
@@ -302,15 +314,16 @@ class Server(TcpWSGIServer):
             self._from_loop(channel.abandon)
         for channel in old:
             channel.will_close = True
+            self._connections().changed(channel)
 
     def _from_loop(self, action: Callable[[], None]) -> None:
         """Have the I/O loop call ``action`` where closing a connection cannot confuse it."""
         trigger: Any = self.trigger
         trigger.pull_trigger(action)
 
-    def _connections(self) -> dict[int, Any]:
+    def _connections(self) -> Members:
         """Return what the limit counts; all listening sockets share it."""
-        connections: dict[int, Any] = getattr(self, "_map")  # noqa: B009 - not in the stubs
+        connections: Members = getattr(self, "_map")  # noqa: B009 - not in the stubs
         return connections
 
     def _channels(self) -> list[Channel]:

@@ -12,14 +12,14 @@ import logging
 import resource
 import socket
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from waitress import wasyncore
 from waitress.adjustments import Adjustments
 from waitress.task import ThreadedTaskDispatcher
 
 from ..resilience.sizing import OTHER_FILES
 from .channel import Server
+from .loop import Loop, Members
 from .output import IN_MEMORY, UNREAD_STREAM
 
 if TYPE_CHECKING:
@@ -37,10 +37,6 @@ _log = logging.getLogger(__name__)
 _LOOP_SECONDS = 1.0
 """How often deadlines of connections are looked at while nothing happens."""
 _HURRIED_LOOP_SECONDS = 0.05
-_CROWD = 64
-"""A turn looks at every connection. From so many on, what happens in a moment is done in one turn: of
-200 that come at once the last one is answered sooner, as the looks cost more than the pause."""
-_CROWD_PAUSE_SECONDS = 0.002
 _LAST_WORDS_SECONDS = 2.0
 """Time to deliver the error events of requests that the drain cut off."""
 
@@ -87,11 +83,12 @@ class Listener:
         self._deadline = 0.0
         sockets = _bind(options.host, options.port)
         self.port: int = sockets[0].getsockname()[1]
-        self._map: dict[int, Any] = {}
+        self._members = Members()
         adjustments = _adjustments(options, sockets)
         self._dispatcher = ThreadedTaskDispatcher()
         self._dispatcher.set_thread_count(adjustments.threads)
         self._servers = [self._server(application, adjustments, one) for one in sockets]
+        self._loop = Loop(self._members, self._servers)
 
     @property
     def url(self) -> str:
@@ -114,19 +111,17 @@ class Listener:
             while not (self._stops and self._drained()):
                 hurried = self._stops or self._servers[0].is_full
                 wait = _HURRIED_LOOP_SECONDS if hurried else self._loop_seconds
-                wasyncore.loop(timeout=wait, use_poll=True, map=self._map, count=1)
+                self._loop.turn(wait)
                 self._on_turn()
-                if len(self._map) > _CROWD:
-                    time.sleep(_CROWD_PAUSE_SECONDS)
         finally:
-            wasyncore.close_all(self._map)
+            self._members.close()
             self._dispatcher.shutdown(timeout=1)
 
     def stop(self) -> None:
         """Begin the drain; called again, end it. Safe from any thread and in signal handlers."""
         self._stops += 1
         with contextlib.suppress(OSError):
-            self._servers[0].pull_trigger()
+            self._servers[0].wake()
 
     def _drained(self) -> bool:
         """Take the next step of the drain; True when there is nothing left to wait for."""
@@ -151,7 +146,7 @@ class Listener:
     ) -> Server:
         server = Server(
             application,
-            self._map,
+            self._members,
             _sock=sock,
             dispatcher=self._dispatcher,
             adj=adjustments,
@@ -169,8 +164,6 @@ def _adjustments(options: ServerOptions, sockets: list[socket.socket]) -> Adjust
         connection_limit=_allowed_connections(options.connection_count),
         # A client that leaves while nothing is sent is only seen when input is read meanwhile.
         channel_request_lookahead=1,
-        # select() fails on file descriptors from 1024 on.
-        asyncore_use_poll=True,
         # Of a chunked body: waitress counts the framing, which must not decide. A declared length
         # is compared with the exact limit by our parser.
         max_request_body_size=options.max_body_bytes + options.max_body_bytes // 4 + 65536,

@@ -57,12 +57,30 @@ class Output(HTTPChannel):
             self._pieces.append(data)
             return len(data)
         try:
-            return super().write_soon(data)
+            queued = super().write_soon(data)
         except ClientDisconnected:
             raise
         except Exception:
             self._cut()
             raise
+        if self.total_outbufs_len:
+            self.changed()
+        return queued
+
+    def waits_to_send(self) -> bool:
+        """Whether there is output for the loop to send, and not just one that is being written now.
+
+        Who writes sends what the socket takes, and says so where some is left.
+        """
+        if not (self.total_outbufs_len and self.outbuf_lock.acquire(blocking=False)):
+            return False
+        self.outbuf_lock.release()
+        return True
+
+    def changed(self) -> None:
+        """Have the loop ask again what this connection waits for. For the thread that answers."""
+        server: Any = self.server
+        server.changed(self)
 
     def _flush_exception(
         self,

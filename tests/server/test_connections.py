@@ -66,7 +66,7 @@ def test_who_comes_with_many_others_is_answered(
     with serving(tiny_model, ready=False, connection_limit=16) as server:
         held = [server.connect() for _ in range(60)]
         # Taken are as many as may be; nobody has sent anything yet.
-        wait_until(lambda: len(server.listener._map) >= 14)
+        wait_until(lambda: len(server.listener._members) >= 14)
         probe = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
         for connection in held:
             connection.sendall(probe)

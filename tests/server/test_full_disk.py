@@ -151,7 +151,7 @@ def test_an_idle_connection_holds_nothing_of_its_last_answer(server: RunningServ
         assert len(connection.getresponse().read()) > 100_000
         (channel,) = (
             each
-            for each in list(server.listener._map.values())
+            for each in list(server.listener._members.values())
             if getattr(each, "addr", None) == connection.sock.getsockname()
         )
         wait_until(lambda: not channel.total_outbufs_len)

@@ -1,0 +1,111 @@
+"""The I/O loop: waits for sockets, and lets those act that something has happened to.
+
+waitress' own loop asks every connection before each wait what it waits for: of some hundred that
+are idle, or that come at once, the asking costs more than the answers. Here a connection is asked
+when it is new, after it has acted, and when another thread says that it has changed; once a second
+all are asked, so that one that was forgotten is late and not lost.
+"""
+
+from __future__ import annotations
+
+import select
+import selectors
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from waitress import wasyncore
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .channel import Server
+
+__all__ = ["Loop", "Members"]
+
+_ASK_ALL_SECONDS = 1.0
+_FLAGS = {
+    selectors.EVENT_READ: select.POLLIN,
+    selectors.EVENT_WRITE: select.POLLOUT,
+    selectors.EVENT_READ | selectors.EVENT_WRITE: select.POLLIN | select.POLLOUT,
+}
+
+
+class Members(dict[int, Any]):
+    """Who takes part in a loop, by file descriptor: the map that waitress' objects go into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._selector = selectors.DefaultSelector()
+        self._changed: deque[Any] = deque()
+
+    def __setitem__(self, descriptor: int, member: Any) -> None:  # noqa: ANN401 - waitress' own
+        super().__setitem__(descriptor, member)
+        self._changed.append(member)
+
+    def __delitem__(self, descriptor: int) -> None:
+        super().__delitem__(descriptor)
+        self._want(descriptor, None, 0)
+
+    def changed(self, member: Any) -> None:  # noqa: ANN401 - waitress' own
+        """Have a member asked before the next wait. Safe from any thread; it does not end a wait."""
+        self._changed.append(member)
+
+    def ready(self, seconds: float) -> list[tuple[Any, int]]:
+        """Return who is ready, and for what in poll's flags, after a wait of ``seconds`` at most."""
+        while self._changed:
+            self._ask(self._changed.popleft())
+        found = self._selector.select(seconds)
+        return [(key.data, _FLAGS[events]) for key, events in found]
+
+    def close(self) -> None:
+        """Close every member."""
+        wasyncore.close_all(self)
+        self._selector.close()
+
+    def _ask(self, member: Any) -> None:  # noqa: ANN401 - waitress' own
+        """Ask a member what it waits for, unless it has left."""
+        descriptor: int | None = getattr(member, "_fileno")  # noqa: B009 - not in the stubs
+        if descriptor is None:
+            return
+        wanted = selectors.EVENT_READ if member.readable() else 0
+        if member.writable() and not member.accepting:
+            wanted |= selectors.EVENT_WRITE
+        self._want(descriptor, member, wanted)
+
+    def _want(self, descriptor: int, member: Any, wanted: int) -> None:  # noqa: ANN401 - as above
+        known = self._selector.get_map().get(descriptor)
+        if known is None:
+            if wanted:
+                self._selector.register(descriptor, wanted, member)
+        elif not wanted:
+            self._selector.unregister(descriptor)
+        elif known.events != wanted:
+            self._selector.modify(descriptor, wanted, member)
+
+
+class Loop:
+    """Runs in one thread, which alone adds members and lets them act."""
+
+    def __init__(self, members: Members, servers: Sequence[Server]) -> None:
+        """Turn for ``members``; ``servers`` are asked before each wait, as they count on it."""
+        self._members = members
+        self._servers = servers
+        self._asked_all_at = 0.0
+
+    def turn(self, seconds: float) -> None:
+        """Wait for ``seconds`` at most, and let those act that are ready."""
+        members = self._members
+        for server in self._servers:
+            members.changed(server)
+        now = time.monotonic()
+        if now - self._asked_all_at >= _ASK_ALL_SECONDS:
+            self._asked_all_at = now
+            # The servers first, whose maintenance closes connections.
+            for member in list(members.values()):
+                members.changed(member)
+        for member, flags in members.ready(seconds):
+            # It may have been closed by one that acted before it.
+            if getattr(member, "_fileno") is not None:  # noqa: B009 - not in the stubs
+                wasyncore.readwrite(member, flags)
+                members.changed(member)
