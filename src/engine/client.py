@@ -209,6 +209,18 @@ class EngineClient:
         self._send()
         return [flight.generation for flight in flights]
 
+    def refuse_if_full(self) -> None:
+        """Raise what any request would be refused with while there is no place at all.
+
+        Raises:
+            DrainingError: The server shuts down.
+            EngineUnavailableError: The engine is loading or down.
+            QueueFullError: Else.
+        """
+        if self._admission.is_full:
+            self._refuse_unless_ready()
+            self._admission.refuse_if_full()
+
     def drain(self) -> None:
         """Refuse new work from now on; what runs goes on."""
         self._draining = True

@@ -50,6 +50,18 @@ class Admission:
         """Sequences admitted and not yet released."""
         return self._taken
 
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no place for anybody."""
+        return self._taken >= self._capacity
+
+    def refuse_if_full(self) -> None:
+        """Raise :class:`QueueFullError` where there is no place for anybody."""
+        now = self._clock()
+        with self._lock:
+            if self.is_full:
+                raise self._full(now, places=1)
+
     def take(self, places: int, tenant: int = 0) -> None:
         """Take ``places`` at once, or raise.
 
@@ -70,16 +82,7 @@ class Admission:
                 self._held[tenant] = self._held.get(tenant, 0) + places
                 self._rate.note(now, freed=0, saturated=self._taken >= self._max_batch)
                 return
-            full = self._taken + places > self._capacity
-            retry_after = self._advice.after_refusal(
-                now, places=places, seconds_per_place=self._rate.seconds_per_place(now)
-            )
-            taken = self._taken
-        if full:
-            whose = f"The server is at its limit ({taken} of {self._capacity} places)"
-        else:
-            whose = "Your API key has its share of the server; the rest is for others"
-        raise QueueFullError(f"{whose}. Retry later.", retry_after=retry_after)
+            raise self._full(now, places=places)
 
     def retry_after(self) -> float:
         """Return the seconds after which one who is turned away now should come back."""
@@ -100,6 +103,17 @@ class Admission:
                 self._held[tenant] = left
             else:
                 del self._held[tenant]
+
+    def _full(self, now: float, *, places: int) -> QueueFullError:
+        """Return why so many places are not to be had now. Called with the lock held."""
+        retry_after = self._advice.after_refusal(
+            now, places=places, seconds_per_place=self._rate.seconds_per_place(now)
+        )
+        if self._taken + places > self._capacity:
+            whose = f"The server is at its limit ({self._taken} of {self._capacity} places)"
+        else:
+            whose = "Your API key has its share of the server; the rest is for others"
+        return QueueFullError(f"{whose}. Retry later.", retry_after=retry_after)
 
     def _fits(self, places: int, tenant: int) -> bool:
         free = self._capacity - self._taken - places

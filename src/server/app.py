@@ -1,7 +1,8 @@
 """The Flask application: every route, and every error in OpenAI's shape.
 
-The order in which a request is judged: can it be parsed, host, origin, key and route, the rate
-of its client, can the body be read, is the model served, does the engine take it.
+The order in which a request is judged: can it be parsed, host, origin, key, the rate of its client, is
+there any place (so far by the gate, from its head); route, can the body be read, is the model served,
+does the engine take it.
 Whatever goes wrong, the client gets JSON that says what and what to do; the text
 of an unexpected exception stays in the log.
 """
@@ -9,11 +10,10 @@ of an unexpected exception stays in the log.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from typing import TYPE_CHECKING
 
-from flask import Flask, Response, g, request
+from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from ..resilience.errors import (
@@ -27,17 +27,18 @@ from ..telemetry.http import TelemetryMiddleware, exchange_of
 from ..telemetry.recorder import Recorder
 from ..telemetry.spans import SpanWriter
 from ..telemetry.telemetry import Telemetry, TelemetryOptions
+from .admittance import Admittance
 from .cache_observation import CacheHealthFolder
+from .cors import is_preflight, preflight
+from .error_answer import error_response
 from .foreign_errors import told_error
-from .gate import add_gate
+from .gate import Gate
 from .generate import GenerateRoute
 from .json_body import shown
-from .json_text import error_json
 from .metrics import add_metrics_routes
 from .observation import StepFolder, observe_engine, resident_memory
 from .policy_observation import RestartCounter, ResumeCounter
 from .reports import add_report_routes
-from .request_id import choose_request_id
 from .run import ClientGoneError
 from .shutdown import Shutdown
 
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from ..engine.client import EngineClient
     from .options import ServerOptions
 
-__all__ = ["create_app", "error_response", "start_telemetry"]
+__all__ = ["create_app", "start_telemetry"]
 
 _log = logging.getLogger(__name__)
 
@@ -73,15 +74,16 @@ def create_app(
     app.url_map.strict_slashes = False
     shutdown = shutdown or Shutdown()
     _add_errors(app)
-    _add_request_id(app)
+    app.before_request(_begin)
     rates = Rates(requests=options.requests_per_minute, tokens=options.tokens_per_minute)
-    add_gate(app, options, rates)
+    admittance = Admittance(rates, engine)
     generate = GenerateRoute(
-        options, engine, shutdown, rates, captures_content=telemetry.captures_content
+        options, engine, shutdown, rates, admittance, captures_content=telemetry.captures_content
     )
     app.add_url_rule("/v1/chat/completions", "chat_completions", generate.chat, methods=["POST"])
     app.add_url_rule("/v1/completions", "completions", generate.completion, methods=["POST"])
     add_report_routes(app, options, engine, shutdown, started_at=int(time.time()))
+    app.wsgi_app = Gate(app, options, admittance)  # type: ignore[method-assign] # Flask's own way
     _add_telemetry(app, options, engine, telemetry)
     return app
 
@@ -96,16 +98,6 @@ def start_telemetry(options: ServerOptions) -> Telemetry:
         ),
         window=make_window(),
     )
-
-
-def error_response(error: PharosError) -> Response:
-    """Return the response for an error: its status, its JSON and the headers that go with it."""
-    response = Response(error_json(error), status=error.status, content_type="application/json")
-    if error.retry_after is not None:
-        response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
-    if error.status == 401:  # noqa: PLR2004
-        response.headers["WWW-Authenticate"] = "Bearer"
-    return response
 
 
 def _add_telemetry(
@@ -133,7 +125,7 @@ def _add_telemetry(
     add_metrics_routes(app, options, telemetry, collector)
     recorder = Recorder(instruments, collector, models=options.served_model_names)
     middleware = TelemetryMiddleware(app.wsgi_app, recorder, SpanWriter(telemetry.tracer))
-    app.wsgi_app = middleware  # type: ignore[method-assign] # Flask's own way to wrap it
+    app.wsgi_app = middleware  # type: ignore[method-assign] # as above
 
 
 def _add_errors(app: Flask) -> None:
@@ -158,7 +150,8 @@ def _add_errors(app: Flask) -> None:
 
     @app.errorhandler(Exception)
     def unexpected(error: Exception) -> Response:
-        _log.exception("request %s failed in the server", g.get("request_id"))
+        name = exchange_of(request.environ).request_id
+        _log.exception("request %s failed in the server", name)
         told = told_error(error)
         exchange_of(request.environ).fail(told)
         return error_response(told)
@@ -177,15 +170,7 @@ def _from_werkzeug(error: HTTPException) -> PharosError:
     return told_error(error)
 
 
-def _add_request_id(app: Flask) -> None:
-    @app.before_request
-    def choose() -> None:
-        g.request_id = choose_request_id(request.headers.get("X-Request-Id", ""))
-        exchange = exchange_of(request.environ)
-        exchange.request_id = g.request_id
-        exchange.route = request.url_rule.rule if request.url_rule else ""
-
-    @app.after_request
-    def send(response: Response) -> Response:
-        response.headers["X-Request-Id"] = g.get("request_id") or choose_request_id()
-        return response
+def _begin() -> Response | None:
+    """Note the route; answer a browser's question whether a page may send something to it."""
+    exchange_of(request.environ).route = request.url_rule.rule if request.url_rule else ""
+    return preflight() if is_preflight(request.environ) else None

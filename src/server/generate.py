@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from flask import Response, g, request
+from flask import Response, request
 
 from ..resilience.deadline import Deadlines
 from ..resilience.errors import (
@@ -15,6 +15,7 @@ from ..resilience.errors import (
 from ..telemetry.http import exchange_of
 from ..telemetry.record import GenerationDraft
 from .auth import ANONYMOUS
+from .caller import caller_of
 from .content_capture import capture
 from .envelope import Envelope
 from .families import ChatFamily, CompletionFamily, check_capacity
@@ -28,7 +29,9 @@ from .sse import EventStream
 if TYPE_CHECKING:
     from ..engine.client import EngineClient
     from ..resilience.rates import Rates
+    from .admittance import Admittance
     from .call import GenerationCall
+    from .caller import Caller
     from .families import Family
     from .options import RequestDefaults, ServerOptions
     from .shutdown import Shutdown
@@ -51,6 +54,7 @@ class GenerateRoute:
         engine: EngineClient,
         shutdown: Shutdown,
         rates: Rates,
+        admittance: Admittance,
         *,
         captures_content: bool = False,
     ) -> None:
@@ -61,6 +65,7 @@ class GenerateRoute:
             engine: Owned by the caller.
             shutdown: Says when the time to answer is over.
             rates: What each client may ask for.
+            admittance: Where the gate has not asked whether a request may be looked at.
             captures_content: Whether spans have prompts and answers.
         """
         self._captures_content = captures_content
@@ -68,6 +73,7 @@ class GenerateRoute:
         self._engine = engine
         self._shutdown = shutdown
         self._rates = rates
+        self._admittance = admittance
 
     def chat(self) -> Response:
         """``POST /v1/chat/completions``."""
@@ -92,11 +98,10 @@ class GenerateRoute:
 
     def _answer(self, family: Family, draft: GenerationDraft) -> Response:
         options, rates = self._options, self._rates
-        owner: int = g.get("tenant", ANONYMOUS)
-        g.rated = True
-        rates.take_request(owner)
+        caller = caller_of(request.environ)
+        self._admittance.admit(caller)
         body = read_json_object(request.environ, max_bytes=options.max_body_bytes)
-        call = replace(family.read(body, self._defaults()), tenant=self._tenant())
+        call = replace(family.read(body, self._defaults()), tenant=self._tenant(caller))
         check_served(call.model, options)
         _note(draft, call)
         if self._captures_content and exchange_of(request.environ).span.is_recording():
@@ -104,7 +109,7 @@ class GenerateRoute:
         check_capacity(call, options.max_batch + options.max_queue, family.prompt_field)
         run = self._run()
         run.content = draft.content
-        charge = take_tokens(rates, owner, call, body_bytes=request.content_length or 0)
+        charge = take_tokens(rates, caller.tenant, call, body_bytes=request.content_length or 0)
         run.on_finished = lambda usage: charge.settle(usage.prompt + usage.completion)
         draft.report = charge.settled_by(run.report)
         draft.has_begun = lambda: run.started
@@ -114,10 +119,9 @@ class GenerateRoute:
             return self._stream(family, call, run, envelope, draft)
         return _whole(family, call, run, envelope)
 
-    def _tenant(self) -> int:
+    def _tenant(self, caller: Caller) -> int:
         """Return whose request it is; a single key is shared, and its tenant may fill the server."""
-        tenant: int = g.get("tenant", ANONYMOUS)
-        return tenant if len(self._options.api_keys) > 1 else ANONYMOUS
+        return caller.tenant if len(self._options.api_keys) > 1 else ANONYMOUS
 
     def _defaults(self) -> RequestDefaults:
         loaded = self._engine.loaded
@@ -164,7 +168,7 @@ class GenerateRoute:
             family.stream(call, envelope, run.choices),
             include_usage=call.include_usage,
             keep_alive_seconds=self._options.keep_alive_seconds,
-            request_id=g.get("request_id", ""),
+            request_id=exchange_of(request.environ).request_id,
             draft=draft,
         )
         return Response(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mlx_pharos.engine.client import EngineState
+from mlx_pharos.resilience.api_keys import ApiKey
 from mlx_pharos.server.app import create_app, start_telemetry
 from mlx_pharos.server.options import ServerOptions
 from support.client import CHAT, chat_body
@@ -22,6 +23,9 @@ class BrokenEngine:
     state = EngineState.READY
     loaded = None
     retry_after = 1.0
+
+    def refuse_if_full(self) -> None:
+        """Do nothing: there is always a place."""
 
     def submit_all(self, *_: object, **__: object) -> None:
         """Fail."""
@@ -72,3 +76,14 @@ def test_health_reports_the_cache(server: RunningServer) -> None:
     assert after["hits"] > before["hits"]
     assert 0 < after["bytes"] <= after["limit_bytes"]
     assert after["entries"] > 0
+
+
+def test_a_path_of_many_slashes_needs_the_key_of_its_route() -> None:
+    """Werkzeug finds the route, and so must the gate, whatever server is in front of them."""
+    engine: Any = BrokenEngine()
+    options = ServerOptions(("tiny",), api_keys=(ApiKey.of("one", "secret"),))
+    with start_telemetry(options) as telemetry:
+        client = create_app(options, engine, telemetry).test_client()
+        for path in ("/v1/models", "//v1/models", "///v1/models"):
+            answer = client.get("/", environ_overrides={"PATH_INFO": path})
+            assert 401 == answer.status_code, path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,6 +11,7 @@ from mlx_pharos.resilience.api_keys import ApiKey
 from mlx_pharos.resilience.errors import AuthenticationError
 from mlx_pharos.server.auth import check_api_key
 from support.client import CHAT, chat_body
+from support.raw_http import exchange, request_bytes, statuses
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,3 +62,38 @@ def test_the_api_needs_the_key_and_the_probes_do_not(
         document = server.get("/openapi.json").json
         assert "401" in document["paths"][CHAT]["post"]["responses"]
         assert [{"key": []}] == document["paths"][CHAT]["post"]["security"]
+
+
+def test_no_spelling_of_a_path_gets_past_the_key(
+    tiny_model: Path, serving: Callable[..., Any]
+) -> None:
+    """However a route is written, nobody without a key gets an answer from it."""
+    spellings = (
+        "/v1/models",
+        "//v1/models",
+        "///v1/models",
+        "/v1//models",
+        "/v1/models/",
+        "/v1/models/tiny/",
+        "/%76%31/models",
+        "/v1%2Fmodels",
+        "/%2fv1/models",
+        "/./v1/models",
+        "/metrics/../v1/models",
+        "/V1/models",
+        "/v1/models?x=/metrics",
+        "http://localhost/v1/models",
+        "http://localhost//v1/models",
+    )
+    headers = {"Host": "localhost", "Connection": "close"}
+    with serving(tiny_model, api_keys=KEYS, port=0) as server:
+        for target in spellings:
+            got = statuses(exchange(server.port, request_bytes("GET", target, headers)))
+            assert len(got) == 1, target
+            assert got[0] in {308, 400, 401, 404}, (target, got)
+            chat = target.replace("/models", "/chat/completions")
+            body = json.dumps(chat_body()).encode()
+            data = request_bytes("POST", chat, headers | {"Content-Type": "application/json"}, body)
+            got = statuses(exchange(server.port, data))
+            assert len(got) == 1, chat
+            assert got[0] in {308, 400, 401, 404, 405}, (chat, got)

@@ -125,6 +125,9 @@ class _Raising:
         self.error: Exception = ValueError()
         self.late = False
 
+    def refuse_if_full(self) -> None:
+        """Do nothing: there is always a place."""
+
     def submit_all(self, *_: object, **__: object) -> list[Generation]:
         """Raise now, or let the generation do it."""
         if self.late:

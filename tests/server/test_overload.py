@@ -38,6 +38,23 @@ def test_a_full_queue_refuses_in_less_than_200_ms(
         assert 200 == server.chat().status
 
 
+def test_a_full_server_makes_nothing_of_a_body(
+    tiny_model: Path, serving: Callable[..., Any]
+) -> None:
+    """What is wrong with a body is told once there is a place; until then it is not read."""
+    with serving(tiny_model, max_batch=1, max_queue=1) as server:
+        busy = [server.send(CHAT, **chat_body(max_tokens=8000, stream=True)) for _ in range(2)]
+        wait_until(lambda: server.engine.in_flight == 2)
+        for path in (CHAT, COMPLETIONS, CHAT + "/", "/" + CHAT):
+            answer = server.post(path, b"{")
+            assert (503, "queue_full") == (answer.status, answer.error["code"]), path
+            assert answer.headers["X-Request-Id"]
+        for connection in busy:
+            connection.close()
+        server.wait_idle()
+        assert 400 == server.post(CHAT, b"{").status
+
+
 def test_a_request_that_does_not_fit_whole_leaves_nothing_behind(
     tiny_model: Path, serving: Callable[..., Any]
 ) -> None:

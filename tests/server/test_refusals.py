@@ -20,6 +20,7 @@ from waitress.receiver import FixedStreamReceiver
 
 from mlx_pharos.resilience.api_keys import ApiKey
 from mlx_pharos.server import parser
+from mlx_pharos.server.gate import Gate
 from mlx_pharos.telemetry.collector import make_window
 from mlx_pharos.telemetry.telemetry import Telemetry, TelemetryOptions
 from support.access_log import access_log
@@ -249,10 +250,14 @@ def test_an_application_that_fails_is_told_once(
     def failures() -> int:
         return len([line for line in watched.log.lines() if line["status"] == 500])
 
-    for path, method in (("/livez", "GET"), ("", "_OTHER")):
+    cases: list[tuple[str, str, type, str]] = [
+        ("/livez", "GET", Flask, "request_context"),
+        ("", "_OTHER", Gate, "_refuse"),
+    ]
+    for path, method, owner, name in cases:
         before = failures()
         with monkeypatch.context() as patch, watched.server.connect() as connection:
-            patch.setattr(Flask, "request_context", fail)
+            patch.setattr(owner, name, fail)
             connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             head, body = read_answer(connection)
             assert b"" == connection.recv(65536)

@@ -63,6 +63,9 @@ class _FullEngine:
         """Nothing runs."""
         return EngineSnapshot()
 
+    def refuse_if_full(self) -> None:
+        """Do nothing: there is always a place."""
+
     def submit_all(self, *_: object, **__: object) -> None:
         """Refuse."""
         message = "The queue is full."

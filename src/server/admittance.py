@@ -1,0 +1,51 @@
+"""Whether a generation request may be looked at: is it within its rate, and is there any place.
+
+Both are asked before its body is read: who floods a full server costs it little.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..engine.client import EngineClient
+    from ..resilience.rates import Rates
+    from .caller import Caller
+
+__all__ = ["Admittance"]
+
+
+class Admittance:
+    """One object, called by many threads."""
+
+    def __init__(self, rates: Rates, engine: EngineClient) -> None:
+        """Judge by what clients may ask for, and by the engine's places."""
+        self._rates = rates
+        self._engine = engine
+
+    def admit(self, caller: Caller) -> None:
+        """Count a request; one that was counted before is not counted again.
+
+        Raises:
+            RateLimitError: The caller sends more than it may.
+            RefusedError: The server is full.
+        """
+        if caller.admitted:
+            return
+        caller.admitted = True
+        self._rates.take_request(caller.tenant)
+        self._engine.refuse_if_full()
+
+    def headers(self, caller: Caller) -> list[tuple[str, str]]:
+        """Return the headers that tell a caller what is left of its rates; none if it has none."""
+        if not caller.admitted:
+            return []
+        found = []
+        for left in self._rates.allowances(caller.tenant):
+            name = left.resource
+            found += [
+                (f"x-ratelimit-limit-{name}", str(left.limit)),
+                (f"x-ratelimit-remaining-{name}", str(left.remaining)),
+                (f"x-ratelimit-reset-{name}", f"{left.reset_seconds:.3f}s"),
+            ]
+        return found
