@@ -9,11 +9,11 @@ in exponential ones for OTLP, where it is sent.
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from bisect import bisect_left
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 from opentelemetry.sdk.metrics import Exemplar
@@ -45,6 +45,18 @@ _SCALE = 4
 _OCTAVES = 24
 """Buckets lie from 60 ns, or a fraction of a token, to half a year, or 16 million tokens; what lies
 beyond is in the outermost. That bounds what a histogram can hold."""
+
+
+@lru_cache
+def _fine_buckets(scale: int) -> tuple[tuple[float, ...], int]:
+    """Return the upper bounds of a scale's exponential buckets but the last, and the first's index.
+
+    As OpenTelemetry has them: bucket i ends with 2 ** ((i + 1) / 2 ** scale). A search in them takes a
+    third of what a logarithm does.
+    """
+    per_octave = 2**scale
+    first = -_OCTAVES * per_octave
+    return tuple(2.0 ** (place / per_octave) for place in range(first + 1, -first)), first
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +117,7 @@ class FoldedHistogram:
         self.folds = 0
         """How often something was counted. Read without the lock, to see whether there is news."""
         self.scale = scale
-        self._per_octave = 2.0 ** (scale or 0)
+        self._fine_bounds, self._first_fine = _fine_buckets(scale or 0)
         self._fine: dict[int, int] = {}
         self._zeros = 0
         self._marks: dict[int, tuple[float, int, SpanContext]] = {}
@@ -161,8 +173,7 @@ class FoldedHistogram:
         if value <= 0.0:
             self._zeros += times
             return
-        octave = max(-_OCTAVES, min(math.log2(value), _OCTAVES))
-        place = max(math.ceil(octave * self._per_octave) - 1, -_OCTAVES * 2 ** (self.scale or 0))
+        place = self._first_fine + bisect_left(self._fine_bounds, value)
         self._fine[place] = self._fine.get(place, 0) + times
 
 
