@@ -90,7 +90,8 @@ class Channel(Output):
         self._refused = bool(self.requests[0].error)
         super().service()
         self.served_at = time.monotonic()
-        self.changed()
+        if self.connected:
+            self.changed()
 
     def handle_read(self) -> None:
         """Read once. A client that sends no more may still read: what runs is finished for it."""
@@ -142,7 +143,14 @@ class Channel(Output):
         return result
 
     def handle_close(self) -> None:
-        """Close the connection; after a refusal only once the client had time to read it."""
+        """Close the connection; after a refusal only once the client had time to read it.
+
+        In a thread that answers, where waitress may find that a send fails, nothing happens: the
+        loop finds it, too.
+        """
+        server: Any = self.server
+        if not server.in_loop:
+            return
         if self.will_close and self.connected and self._refused and self._linger_until is None:
             self.will_close = False
             self._linger_until = time.monotonic() + _LINGER_SECONDS
@@ -205,9 +213,22 @@ class Server(TcpWSGIServer):
     _accept_again_at = 0.0
     _is_short_of_files = False
 
+    @property
+    def in_loop(self) -> bool:
+        """Whether the thread that asks is the I/O loop's."""
+        return self._connections().in_loop
+
     def changed(self, channel: Output) -> None:
         """Have the loop ask a channel what it waits for now. Safe from any thread."""
         self._connections().changed(channel)
+        self.wake()
+
+    def later(self, action: Callable[[], None]) -> None:
+        """Have the loop call ``action``, where closing a connection cannot confuse it.
+
+        Safe from any thread, with any lock.
+        """
+        self._connections().later(action)
         self.wake()
 
     def wake(self) -> None:
@@ -250,6 +271,11 @@ class Server(TcpWSGIServer):
             self._is_short_of_files = False
         return taken
 
+    def close_channels(self) -> None:
+        """Close all connections, whatever they still have to send. In the loop's thread."""
+        for channel in self._channels():
+            channel.abandon()
+
     def maintenance(self, now: float) -> None:
         """Close connections whose time is over, by the monotonic clock."""
         super().maintenance(now)  # type: ignore[arg-type] # it only subtracts
@@ -258,18 +284,20 @@ class Server(TcpWSGIServer):
         for channel in channels:
             if channel.is_stalled(stalled_since):
                 # will_close is looked at when the socket takes output, which this one never does.
-                self._from_loop(channel.abandon)
+                self.later(channel.abandon)
             elif channel.is_overdue(self.options):
                 channel.will_close = True
+            if channel.will_close:
+                # Before anything more is read of it, which would be lost.
+                self._connections().changed(channel)
         for greedy in excess(each for each in channels if now - each.served_at > _READ_SECONDS):
-            self._from_loop(greedy.abandon)
+            self.later(greedy.abandon)
         self._make_room()
 
     def handle_accept(self) -> None:
         """Take the connections that wait, at the cost of others where there are too many.
 
-        All of them in one turn of the loop, which looks at every connection in
-        each: of 200 that come at once the last one is read much sooner.
+        All of them in one turn of the loop: of 200 that come at once the last one is read sooner.
         """
         for _ in range(_ACCEPTS):
             before = len(self._connections())
@@ -311,15 +339,10 @@ class Server(TcpWSGIServer):
             count - len(old), filter(Channel.only_reads, channels), key=Channel.waiting_seconds
         )
         for channel in readers:
-            self._from_loop(channel.abandon)
+            self.later(channel.abandon)
         for channel in old:
             channel.will_close = True
             self._connections().changed(channel)
-
-    def _from_loop(self, action: Callable[[], None]) -> None:
-        """Have the I/O loop call ``action`` where closing a connection cannot confuse it."""
-        trigger: Any = self.trigger
-        trigger.pull_trigger(action)
 
     def _connections(self) -> Members:
         """Return what the limit counts; all listening sockets share it."""

@@ -144,12 +144,12 @@ class Gate:
         body = error_json(error)
         status = HTTPStatus(error.status)
         headers = [*error_headers(error), ("Content-Length", str(len(body)))]
-        start(f"{status.value} {status.phrase}", headers)
+        start(f"{status.value} {status.phrase.upper()}", headers)
         return [] if environ.get("REQUEST_METHOD") == "HEAD" else [body]
 
     def _route(self, environ: WSGIEnvironment) -> str:
         """Return the rule that a request's path matches; empty where none does."""
-        if _path(environ) in GENERATION_PATHS:
+        if _path(environ) in GENERATION_PATHS and environ.get("REQUEST_METHOD") == "POST":
             return _path(environ)
         try:
             adapter = self._routes.bind_to_environ(environ)

@@ -114,8 +114,11 @@ class Listener:
                 self._loop.turn(wait)
                 self._on_turn()
         finally:
-            self._members.close()
+            # Who still answers finds its connection closed; what wakes the loop is open till then.
+            for server in self._servers:
+                server.close_channels()
             self._dispatcher.shutdown(timeout=1)
+            self._members.close()
 
     def stop(self) -> None:
         """Begin the drain; called again, end it. Safe from any thread and in signal handlers."""

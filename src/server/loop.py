@@ -8,8 +8,10 @@ all are asked, so that one that was forgotten is late and not lost.
 
 from __future__ import annotations
 
+import logging
 import select
 import selectors
+import threading
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -17,11 +19,13 @@ from typing import TYPE_CHECKING, Any
 from waitress import wasyncore
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from .channel import Server
 
 __all__ = ["Loop", "Members"]
+
+_log = logging.getLogger(__name__)
 
 _ASK_ALL_SECONDS = 1.0
 _FLAGS = {
@@ -32,12 +36,17 @@ _FLAGS = {
 
 
 class Members(dict[int, Any]):
-    """Who takes part in a loop, by file descriptor: the map that waitress' objects go into."""
+    """Who takes part in a loop, by file descriptor: the map that waitress' objects go into.
+
+    Members come, act and leave in the loop's thread alone.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._selector = selectors.DefaultSelector()
         self._changed: deque[Any] = deque()
+        self._wanted: deque[Callable[[], None]] = deque()
+        self._thread = 0
 
     def __setitem__(self, descriptor: int, member: Any) -> None:  # noqa: ANN401 - waitress' own
         super().__setitem__(descriptor, member)
@@ -51,15 +60,40 @@ class Members(dict[int, Any]):
         """Have a member asked before the next wait. Safe from any thread; it does not end a wait."""
         self._changed.append(member)
 
+    def later(self, action: Callable[[], None]) -> None:
+        """Have the loop call ``action`` before its next wait. Safe from any thread; as above."""
+        self._wanted.append(action)
+
+    @property
+    def in_loop(self) -> bool:
+        """Whether the thread that asks is the loop's."""
+        return threading.get_ident() == self._thread
+
+    def act(self) -> None:
+        """Call what is wanted. In the loop's thread, which is the one that calls this."""
+        self._thread = threading.get_ident()
+        while self._wanted:
+            try:
+                self._wanted.popleft()()
+            except Exception:  # noqa: BLE001 - the loop goes on
+                _log.exception("what the loop was asked to do failed")
+
     def ready(self, seconds: float) -> list[tuple[Any, int]]:
         """Return who is ready, and for what in poll's flags, after a wait of ``seconds`` at most."""
         while self._changed:
-            self._ask(self._changed.popleft())
+            member = self._changed.popleft()
+            try:
+                self._ask(member)
+            except (OSError, KeyError, ValueError):
+                # One that the system cannot wait for must not end the wait for all others.
+                _log.exception("a connection cannot be waited for, and is closed")
+                if not member.accepting:
+                    member.handle_close()
         found = self._selector.select(seconds)
         return [(key.data, _FLAGS[events]) for key, events in found]
 
     def close(self) -> None:
-        """Close every member."""
+        """Close every member, and the loop's own file."""
         wasyncore.close_all(self)
         self._selector.close()
 
@@ -75,6 +109,9 @@ class Members(dict[int, Any]):
 
     def _want(self, descriptor: int, member: Any, wanted: int) -> None:  # noqa: ANN401 - as above
         known = self._selector.get_map().get(descriptor)
+        if known is not None and known.data is not member and member is not None:
+            self._selector.unregister(descriptor)
+            known = None
         if known is None:
             if wanted:
                 self._selector.register(descriptor, wanted, member)
@@ -96,6 +133,7 @@ class Loop:
     def turn(self, seconds: float) -> None:
         """Wait for ``seconds`` at most, and let those act that are ready."""
         members = self._members
+        members.act()
         for server in self._servers:
             members.changed(server)
         now = time.monotonic()

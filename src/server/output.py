@@ -70,8 +70,11 @@ class Output(HTTPChannel):
     def waits_to_send(self) -> bool:
         """Whether there is output for the loop to send, and not just one that is being written now.
 
-        Who writes sends what the socket takes, and says so where some is left.
+        Who writes sends what the socket takes, and says so where some is left. With too much of it
+        it waits for the loop instead.
         """
+        if self.total_outbufs_len > self.adj.outbuf_high_watermark:
+            return True
         if not (self.total_outbufs_len and self.outbuf_lock.acquire(blocking=False)):
             return False
         self.outbuf_lock.release()
@@ -102,8 +105,8 @@ class Output(HTTPChannel):
 
     def _cut(self) -> None:
         """Have the loop close the connection. Safe from any thread."""
-        trigger: Any = self.server.trigger
-        trigger.pull_trigger(self.abandon)
+        server: Any = self.server
+        server.later(self.abandon)
 
 
 def excess(channels: Iterable[Output]) -> list[Output]:

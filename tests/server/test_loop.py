@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
+import os
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from waitress import wasyncore
 
 from mlx_pharos.server.channel import Channel
 from mlx_pharos.server.loop import Loop, Members
-from support.client import wait_until
+from mlx_pharos.server.output import UNREAD_STREAM
+from support.client import CHAT, chat_body, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from support.client import RunningServer
 
@@ -145,3 +150,91 @@ def test_who_was_closed_by_another_does_not_act(lines: Lines) -> None:
     three.send(b"y")
     lines.loop.turn(10)
     assert third.heard == b"y"
+
+
+def test_one_that_cannot_be_waited_for_ends_alone(
+    lines: Lines, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A descriptor that the system does not know any more ends its member, and not the loop."""
+    lost, _ = lines.line()
+    here, there = lines.line()
+    assert lost.socket is not None
+    descriptor = lost.socket.detach()
+    os.close(descriptor)
+    lost.handle_close = lost.close  # type: ignore[method-assign]
+    there.send(b"hello")
+    lines.loop.turn(10)
+    assert here.heard == b"hello"
+    assert list(lines.members.values()) == [here]
+    assert "cannot be waited for" in caplog.text
+
+
+def test_another_thread_does_not_close_a_connection_under_the_loop(server: RunningServer) -> None:
+    """Where a thread that answers finds that a send fails, the loop closes, and serves on till then."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=15)
+    with contextlib.closing(connection):
+        connection.request("GET", "/livez")
+        assert connection.getresponse().read()
+        _channel_of(server, connection).handle_close()
+        connection.request("GET", "/livez")
+        assert 200 == connection.getresponse().status
+
+
+def test_who_is_idle_for_too_long_is_closed_before_more_is_read_of_it(
+    tiny_model: Path, serving: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The maintenance says at once whom it closes, and leaves it to no look at all."""
+    with serving(tiny_model, ready=False) as server, server.connect() as connection:
+        (listening,) = server.listener._servers
+        wait_until(lambda: len(listening._channels()) == 1)
+        wait_until(lambda: server.listener._loop._asked_all_at > 0)
+        monkeypatch.setattr("mlx_pharos.server.loop._ASK_ALL_SECONDS", 1000.0)
+        listening.later(lambda: listening.maintenance(time.monotonic() + 1000))
+        connection.settimeout(10)
+        assert b"" == connection.recv(100)
+
+
+def test_a_stream_that_waits_for_its_reader_is_sent_on_at_once(
+    tiny_model: Path, serving: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who writes more than may wait is woken by the loop, and not by a look at all."""
+    monkeypatch.setattr("mlx_pharos.server.listener.UNREAD_STREAM", 4096)
+    with serving(tiny_model) as server:
+        server.chat()
+        monkeypatch.setattr("mlx_pharos.server.loop._ASK_ALL_SECONDS", 1000.0)
+        body = chat_body(max_tokens=200, stream=True, logprobs=True, top_logprobs=20)
+        with server.send(CHAT, **body) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.settimeout(20)
+            received = 0
+            ending = b""
+            while b"[DONE]" not in ending:
+                data = connection.recv(65536)
+                assert data, "the server closed in the middle"
+                received += len(data)
+                ending = (ending + data)[-100:]
+        assert received > 100_000
+
+
+def test_the_loop_sends_for_one_who_waits_for_it(server: RunningServer) -> None:
+    """What is being written is left to who writes it, unless it is so much that he waits."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=15)
+    with contextlib.closing(connection):
+        connection.request("GET", "/livez")
+        assert connection.getresponse().read()
+        channel = _channel_of(server, connection)
+        with ThreadPoolExecutor(1) as loop, channel.outbuf_lock:
+            for unsent, waits in ((0, False), (1, False), (UNREAD_STREAM + 1, True)):
+                channel.total_outbufs_len = unsent
+                assert waits is loop.submit(channel.waits_to_send).result(10)
+            channel.total_outbufs_len = 0
+
+
+def _channel_of(server: RunningServer, connection: http.client.HTTPConnection) -> Channel:
+    (found,) = (
+        each
+        for each in list(server.listener._members.values())
+        if getattr(each, "addr", None) == connection.sock.getsockname()
+    )
+    assert isinstance(found, Channel)
+    return found

@@ -7,6 +7,7 @@ second look holds 128 of them. It is a fifth of what an engine takes to start.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +22,18 @@ _PREFIX = "models"
 def import_transformers() -> None:
     """Import what of ``transformers`` loads tokenizers. It does not import mlx."""
     import transformers  # noqa: PLC0415 - takes a second, which only an engine has to spend
-    from transformers.utils import import_utils  # noqa: PLC0415
+    from transformers.utils import import_utils as found  # noqa: PLC0415
 
+    import_utils: Any = found
     package = Path(transformers.__file__).parent / _PREFIX
-    look = import_utils.define_import_structure
-    import_utils.define_import_structure = _once(look, package)  # type: ignore[assignment] # of which nobody here needs the cache
+    look = getattr(import_utils, "define_import_structure", None)
+    if look is not None:  # a later version may do without
+        import_utils.define_import_structure = _once(look, package)
     try:
         from transformers import AutoTokenizer  # noqa: F401, PLC0415
     finally:
-        import_utils.define_import_structure = look
+        if look is not None:
+            import_utils.define_import_structure = look
 
 
 def _once(look: Callable[..., Any], package: Path) -> Callable[..., Any]:
@@ -37,7 +41,9 @@ def _once(look: Callable[..., Any], package: Path) -> Callable[..., Any]:
 
     def answer(path: str, prefix: str | None = None) -> Any:  # noqa: ANN401 - the library's
         if prefix is None and Path(path) == package / "__init__.py":
-            return _without_prefix(look(package, prefix=_PREFIX))
+            # Of a form that is not the known one the library makes the best by itself.
+            with contextlib.suppress(AttributeError, TypeError):
+                return _without_prefix(look(package, prefix=_PREFIX))
         return look(path, prefix)
 
     return answer
