@@ -23,7 +23,6 @@ from ..resilience.convictions import Convictions
 from ..resilience.errors import (
     DrainingError,
     EngineDiedError,
-    EngineUnavailableError,
     PharosError,
 )
 from ..resilience.restarts import RestartPolicy
@@ -205,7 +204,7 @@ class EngineClient:
         flights = [self._flight(prompt, sampling, options) for prompt in prompts]
         if not self._in_flight.add(flights):
             self._admission.release(places, tenant)
-            raise self._unavailable()
+            raise self._supervision.unavailable()
         self._send()
         return [flight.generation for flight in flights]
 
@@ -213,9 +212,7 @@ class EngineClient:
         """Raise what any request would be refused with while there is no place at all.
 
         Raises:
-            DrainingError: The server shuts down.
-            EngineUnavailableError: The engine is loading or down.
-            QueueFullError: Else.
+            RefusedError: As :meth:`submit_all`.
         """
         if self._admission.is_full:
             self._refuse_unless_ready()
@@ -314,16 +311,7 @@ class EngineClient:
             message = "The server is shutting down. Retry against another instance, or later."
             raise DrainingError(message, retry_after=5.0)
         if self.state is not EngineState.READY:
-            raise self._unavailable()
-
-    def _unavailable(self) -> EngineUnavailableError:
-        if self._supervision.gone and self.loaded:
-            message = "The engine died too often and is not started again. The server needs a look."
-            return EngineUnavailableError(message, retry_after=30.0)
-        if self.loaded is None:
-            return EngineUnavailableError("The model is still loading. Retry in a moment.")
-        message = "The engine ended and is started again. Retry in a moment."
-        return EngineUnavailableError(message, retry_after=2.0)
+            raise self._supervision.unavailable()
 
     def _pace(self) -> float:
         """Return the seconds between two looks of one stream: more streams, longer waits."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from ..resilience.caution import Caution
+from ..resilience.errors import EngineUnavailableError
 from ..resilience.hang import HangDetector, Health
 from . import protocol
 from .engine_state import EngineState
@@ -127,6 +128,16 @@ class Supervision:
     def wait_gone(self, timeout: float | None) -> bool:
         """Wait until no engine will come any more."""
         return self._gone.wait(timeout)
+
+    def unavailable(self) -> EngineUnavailableError:
+        """Return what a request is told while the engine is not ready."""
+        if self.gone and self.loaded:
+            message = "The engine died too often and is not started again. The server needs a look."
+            return EngineUnavailableError(message, retry_after=30.0)
+        if self.loaded is None:
+            return EngineUnavailableError("The model is still loading. Retry in a moment.")
+        message = "The engine ended and is started again. Retry in a moment."
+        return EngineUnavailableError(message, retry_after=2.0)
 
     def close(self) -> None:
         """End the engine and the threads."""
