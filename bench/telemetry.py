@@ -22,7 +22,11 @@ __all__ = ["TELEMETRY"]
 
 _STREAMS, _TOKENS = 32, 400
 _OFF = {"OTEL_SDK_DISABLED": "true"}
-_ON = {"OTEL_TRACES_SAMPLER": "always_on", "OTEL_METRIC_EXPORT_INTERVAL": "5000"}
+_ON = {
+    "OTEL_TRACES_SAMPLER": "always_on",
+    "OTEL_METRIC_EXPORT_INTERVAL": "5000",
+    "OTEL_LOGS_EXPORTER": "otlp",
+}
 _POLLS = 500
 """Of each path at least, for a 99th percentile."""
 _LONGEST_ROUNDS = 60

@@ -120,11 +120,6 @@ class GenerationRecord:
     """Prompts and answers for the span alone, where the operator opted in."""
 
     @property
-    def taken(self) -> bool:
-        """Whether the request was neither refused nor wrong: its latency is one of generation."""
-        return self.error_code not in REFUSED_CODES | REJECTED_CODES
-
-    @property
     def succeeded(self) -> bool:
         """Whether the whole answer was generated."""
         return self.finish_reason in {"stop", "length", "tool_calls"}

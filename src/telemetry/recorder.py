@@ -82,7 +82,7 @@ class Recorder:
             self._collector.take_latency(record.seconds, series.latency, context)
             if generation.succeeded:
                 _fold_success(series, record, generation.engine, mark)
-            _fold_phases(series, generation.engine)
+            _fold_phases(series, generation.engine, mark)
             _count_tokens(series, generation.engine)
         log_request(_line(record, trace_ids))
 
@@ -100,18 +100,18 @@ def _fold_success(
     if engine.first_token_at:
         series.first_token.fold(record.first_token_seconds, mark=mark)
     if engine.decode_intervals:
-        series.per_token.fold(engine.decode_seconds / engine.decode_intervals)
+        series.per_token.fold(engine.decode_seconds / engine.decode_intervals, mark=mark)
 
 
-def _fold_phases(series: GenerationSeries, engine: EngineReport) -> None:
+def _fold_phases(series: GenerationSeries, engine: EngineReport, mark: SpanContext) -> None:
     """Record phases that were begun and ended."""
     prefill_at, first_token_at = engine.prefill_at, engine.first_token_at
     if prefill_at:
-        series.queue.fold(max(0.0, prefill_at - engine.accepted_at))
+        series.queue.fold(max(0.0, prefill_at - engine.accepted_at), mark=mark)
     if prefill_at and first_token_at:
-        series.prefill.fold(max(0.0, first_token_at - prefill_at))
+        series.prefill.fold(max(0.0, first_token_at - prefill_at), mark=mark)
     if first_token_at and engine.finished_at:
-        series.decode.fold(max(0.0, engine.finished_at - first_token_at))
+        series.decode.fold(max(0.0, engine.finished_at - first_token_at), mark=mark)
 
 
 def _count_tokens(series: GenerationSeries, engine: EngineReport) -> None:

@@ -21,7 +21,7 @@ from . import attributes as a
 from .request_span import RequestSpan
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from opentelemetry.sdk.trace import Tracer as SdkTracer
     from opentelemetry.trace import Span, Tracer
@@ -33,6 +33,10 @@ __all__ = ["SpanWriter"]
 
 def _key(header: str) -> str:
     return "HTTP_" + header.upper().replace("-", "_")
+
+
+_APART_NS = 1_000_000_000
+"""Less is the clocks' drift, or a pause between the looks at the two."""
 
 
 class _Headers(Getter["Mapping[str, Any]"]):
@@ -54,19 +58,28 @@ _HEADERS = _Headers()
 class SpanWriter:
     """Turns monotonic times into spans. Safe from any thread."""
 
-    def __init__(self, tracer: Tracer, *, epoch_offset_ns: int | None = None) -> None:
+    def __init__(
+        self,
+        tracer: Tracer,
+        *,
+        epoch_offset_ns: int | None = None,
+        wall_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
         """Write to ``tracer``.
 
         Args:
             tracer: Of the process's only TracerProvider.
-            epoch_offset_ns: What to add to the monotonic clock for ns since
-                1970; taken now by default, and once, so that a step of the wall
-                clock never tears a trace.
+            epoch_offset_ns: What to add to the monotonic clock for ns since 1970. By default what
+                it is now; where the two clocks come apart by a second, as when the machine slept
+                or its clock was set, requests that begin later have another one. A request has one
+                for all its spans, so nothing tears a trace.
+            wall_ns: The time of day, ns since 1970.
         """
         self._tracer = tracer
-        if epoch_offset_ns is None:
-            epoch_offset_ns = time.time_ns() - time.monotonic_ns()
-        self._offset_ns = epoch_offset_ns
+        self._wall_ns = wall_ns
+        self._follows = epoch_offset_ns is None
+        self._offset_ns = epoch_offset_ns or 0
+        self._follow()
         self._carriers = frozenset(map(_key, propagate.get_global_textmap().fields))
         """Where a caller's trace may be in a WSGI environment."""
 
@@ -76,6 +89,7 @@ class SpanWriter:
         Returns:
             The span, and a context with it for what belongs to the request.
         """
+        self._follow()
         parent = Context()
         if not self._carriers.isdisjoint(environ):
             parent = propagate.extract(environ, context=parent, getter=_HEADERS)
@@ -96,9 +110,19 @@ class SpanWriter:
         if isinstance(span, ReadableSpan) and span.is_recording():
             # Instead of span.end(), which would check and copy all of it.
             tracer = cast("SdkTracer", self._tracer)
-            tracer.span_processor.on_end(RequestSpan(span, record, self._ns, tracer.id_generator))
+            offset_ns = (span.start_time or 0) - int(record.started_at * 1e9)
+            whole = RequestSpan(
+                span, record, lambda at: int(at * 1e9) + offset_ns, tracer.id_generator
+            )
+            tracer.span_processor.on_end(whole)
         else:
             span.end()
+
+    def _follow(self) -> None:
+        """Take the offset anew where the time of day went elsewhere."""
+        offset_ns = self._wall_ns() - time.monotonic_ns()
+        if self._follows and abs(offset_ns - self._offset_ns) > _APART_NS:
+            self._offset_ns = offset_ns
 
     def _ns(self, at: float) -> int:
         return int(at * 1e9) + self._offset_ns

@@ -2,8 +2,8 @@
 
 The SDK hashes the attributes again for every reader: 15 to 25 µs per value.
 Here the hash is one of a small set, the numbers are plain, and the readers ask
-for them at collection. What OTLP should have in exponential buckets stays with
-the SDK. Both classes have the signatures of OpenTelemetry's instruments.
+for them at collection. Both classes have the signatures of OpenTelemetry's
+instruments.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -193,7 +194,30 @@ def test_the_engine_is_measured(server: RunningServer) -> None:
     assert values['pharos_prompt_cache_entries{tier="ram"}'] > 0
     assert values["pharos_engine_step_duration_seconds_count"] > 7
     assert values['pharos_inter_token_duration_seconds_count{model="tiny"}'] > 6
-    assert any(name.startswith("pharos_engine_info{") for name in values)
+    assert values['pharos_memory_usage_bytes{kind="mlx_cache"}'] >= 0
+    (info,) = (name for name in values if name.startswith("pharos_engine_info{"))
+    for label, value in {
+        "model": "tiny",
+        "device": "cpu",
+        "mlx_version": version("mlx"),
+        "mlx_lm_version": version("mlx-lm"),
+    }.items():
+        assert f'{label}="{value}"' in info, info
+
+
+def test_kv_state_is_measured_while_a_request_holds_it(server: RunningServer) -> None:
+    """Bytes that are allocated, and the share of them that holds tokens; nothing of it afterwards."""
+
+    def figure(name: str) -> float:
+        scrape = server.get("/metrics").body.decode()
+        (found,) = re.findall(rf"^{name} (\S+)$", scrape, re.MULTILINE)
+        return float(found)
+
+    with server.send(CHAT, **chat_body(max_tokens=4000, stream=True)):
+        wait_until(lambda: figure("pharos_kv_reserved_bytes") > 0)
+        wait_until(lambda: 0 < figure("pharos_kv_usage_ratio") <= 1)
+    server.wait_idle()
+    wait_until(lambda: figure("pharos_kv_reserved_bytes") == 0)
 
 
 def _calls_into_opentelemetry(action: Callable[[], object]) -> int:

@@ -32,6 +32,7 @@ KINDS = {
     "wide": 12,
     "leave": 60,
     "leave-early": 20,
+    "leave-plain": 20,
     "bad": 80,
     "half-bad": 2,
     "refused": 70,

@@ -190,6 +190,7 @@ KINDS: Mapping[str, _Kind] = {
     "late-stream": lambda draw, chat: _late(draw, chat | _ENDLESS),
     "leave": _fields(**_ENDLESS),
     "leave-early": _fields(**_ENDLESS),
+    "leave-plain": _fields(**(_ENDLESS | {"stream": False})),
     "long": _fields(**(_ENDLESS | _STREAMED | {"max_tokens": 600})),
     "never-fits": _fields(max_tokens=CONTEXT_LENGTH - 1000),
     "plain": _plain,

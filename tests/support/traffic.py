@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import random
 import time
 from collections import Counter
@@ -33,6 +34,10 @@ REFUSALS = {
 """What refuses a request before anything is started, as metrics name it, by what clients are told."""
 _CHUNK = 64 * 1024
 _TRIES = 150
+_LEFT = 499
+"""What is recorded of a client that left before there was a status."""
+_UNANSWERED_SECONDS = 0.2
+"""How long one waits at most that does not wait for its answer."""
 
 
 @dataclass
@@ -57,7 +62,7 @@ class Seen:
     sent_at: float = 0.0
     """By the monotonic clock, as all times here."""
     answered_at: float = 0.0
-    """When the headers of the answer had come."""
+    """When the headers of the answer had come; infinity for one that did not wait for them."""
     first_at: float = 0.0
     """When the first piece of text came; streams alone."""
     ended_at: float = 0.0
@@ -133,8 +138,14 @@ class Traffic:
         connection.connect()
         try:
             seen.sent_at = time.monotonic()
+            if kind == "leave-plain":
+                self._ask(connection, seen)
+                time.sleep(draw.uniform(0.0, _UNANSWERED_SECONDS))
+                seen.status, seen.left, seen.answered_at = _LEFT, True, math.inf
+                return seen
             if drawn.path:
-                response = self._ask(connection, seen)
+                self._ask(connection, seen)
+                response = connection.getresponse()
             else:
                 response = _send_rubbish(connection, seen, drawn.body)
             seen.answered_at = time.monotonic()
@@ -163,7 +174,7 @@ class Traffic:
             f"none of {_TRIES} requests of the kind {kind} was it; {self.seen[-1]}"
         )
 
-    def _ask(self, connection: http.client.HTTPConnection, seen: Seen) -> http.client.HTTPResponse:
+    def _ask(self, connection: http.client.HTTPConnection, seen: Seen) -> None:
         drawn = seen.drawn
         data = drawn.body if isinstance(drawn.body, bytes) else json.dumps(drawn.body).encode()
         connection.request(
@@ -180,7 +191,6 @@ class Traffic:
             },
             encode_chunked=drawn.chunked,
         )
-        return connection.getresponse()
 
     # -- the sums -------------------------------------------------------------
 

@@ -94,20 +94,29 @@ def test_the_exposition_has_the_names_of_both_dialects(figures: LegacyFigures) -
     answer = legacy_json(figures, CATEGORIES)
     pairs: Mapping[str, Any] = {
         "mlx_server_cache_hits": answer["cache"]["hits"],
+        "mlx_server_cache_misses": answer["cache"]["misses"],
+        "mlx_server_cache_hit_rate": answer["cache"]["hit_rate"],
         "cache_hit_total": answer["cache"]["hits"],
         "cache_miss_total": answer["cache"]["misses"],
         "cache_hit_rate": answer["cache"]["hit_rate"],
+        "mlx_server_latency_p50_ms": answer["latency"]["p50_ms"],
         "mlx_server_latency_p95_ms": answer["latency"]["p95_ms"],
+        "mlx_server_latency_p99_ms": answer["latency"]["p99_ms"],
         "request_latency_p50": answer["latency"]["p50"],
         "request_latency_p95": answer["latency"]["p95"],
         "request_latency_p99": answer["latency"]["p99"],
+        "mlx_server_memory_current_mb": answer["memory"]["current_mb"],
+        "mlx_server_memory_peak_mb": answer["memory"]["peak_mb"],
+        "mlx_server_memory_growth_mb": answer["memory"]["growth_mb"],
         "memory_current_mb": answer["memory"]["current_mb"],
         "requests_total": answer["throughput"]["total_requests"],
         "requests_per_second": answer["throughput"]["requests_per_second"],
+        "mlx_server_throughput_rps": answer["throughput"]["requests_per_second"],
         "mlx_server_uptime_seconds": answer["uptime_seconds"],
     }
     for name, value in pairs.items():
-        assert value == exposed.get(name, "unavailable")
+        assert value == exposed.get(name, "unavailable"), name
+    assert exposed.keys() <= pairs.keys()
 
 
 def _exposed(text: str) -> dict[str, float]:

@@ -20,13 +20,16 @@ from prometheus_client.parser import text_string_to_metric_families as parse_pla
 
 from mlx_pharos.telemetry import attributes as a
 from mlx_pharos.telemetry.catalog import BY_NAME, Kind
+from mlx_pharos.telemetry.collector import make_window
 from mlx_pharos.telemetry.exposition import OPENMETRICS, PLAIN, choose_format
 from mlx_pharos.telemetry.folded import FoldedHistogram
 from mlx_pharos.telemetry.instruments import Instruments, Reading
 from mlx_pharos.telemetry.telemetry import Telemetry, TelemetryOptions
 from mlx_pharos.telemetry.totals import FoldedFamily, Total
 from mlx_pharos.telemetry.vllm import ALIASES
+from support.clock import SimulatedClock
 from support.promtool import VLLM_COLONS, promtool_findings
+from support.simulated import SimulatedRequests
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -143,6 +146,31 @@ def test_exemplars_name_the_trace(telemetry: Telemetry) -> None:
         assert (expected, 0.7) == (found["1.0"].labels["trace_id"], found["1.0"].value)
         assert abs(float(found["1.0"].timestamp) - time.time()) < 60
     assert " # {" not in telemetry.prometheus.scrape()[0]
+
+
+def test_every_latency_of_a_request_has_its_trace_as_example() -> None:
+    """Of a request that succeeded, each histogram of its own times leads to its trace."""
+    spans = SimpleSpanProcessor(InMemorySpanExporter())
+    clock = SimulatedClock()
+    window = make_window(clock=clock)
+    options = TelemetryOptions(model="tiny")
+    with Telemetry(options, window=window, span_processors=[spans]) as telemetry:
+        SimulatedRequests(telemetry, clock).run(200)
+        text, _ = telemetry.prometheus.scrape(OPEN)
+    found = {
+        sample.name.removesuffix("_seconds_bucket")
+        for sample in _samples(text, openmetrics=True).values()
+        if sample.exemplar and len(sample.exemplar.labels["trace_id"]) == 32
+    }
+    assert found == {
+        "http_server_request_duration",
+        "gen_ai_server_request_duration",
+        "gen_ai_server_time_to_first_token",
+        "gen_ai_server_time_per_output_token",
+        "pharos_request_queue_duration",
+        "pharos_request_prefill_duration",
+        "pharos_request_decode_duration",
+    }
 
 
 def test_an_unsampled_trace_is_no_exemplar(monkeypatch: pytest.MonkeyPatch) -> None:

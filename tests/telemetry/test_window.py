@@ -45,9 +45,13 @@ def _exact(values: list[float], share: float) -> float:
     return sorted(values)[max(1, math.ceil(share * len(values))) - 1]
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("kind", ["pareto", "lognormal", "bimodal"])
-def test_percentiles_are_within_one_percent(seed: int, kind: str) -> None:
+@settings(max_examples=10, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    kind=st.sampled_from(["pareto", "lognormal", "bimodal"]),
+    tail=st.floats(0.6, 3.0),
+)
+def test_percentiles_are_within_one_percent(seed: int, kind: str, tail: float) -> None:
     """For 10,000 samples of a heavy-tailed distribution, spread over slices, every percentile is
     within 1 % of the exact one.
     """
@@ -57,9 +61,9 @@ def test_percentiles_are_within_one_percent(seed: int, kind: str) -> None:
     for number in range(10_000):
         match kind:
             case "pareto":
-                value = 0.005 * draw.paretovariate(0.9)
+                value = 0.005 * draw.paretovariate(tail)
             case "lognormal":
-                value = draw.lognormvariate(-1.0, 2.0)
+                value = draw.lognormvariate(-1.0, tail)
             case _:
                 value = draw.choice((draw.gauss(0.02, 0.001), draw.gauss(300.0, 10.0)))
         value = min(abs(value), 86_400.0)
@@ -119,7 +123,7 @@ def _check(window: _Clocked, history: list[tuple[float, float, str]]) -> None:
     for share in SHARES:
         expected = _exact(values, share) if values else 0.0
         (found,) = seen.latencies.percentiles(share)
-        assert found == pytest.approx(expected, rel=0.025)
+        assert found == pytest.approx(expected, rel=0.01)
 
 
 def test_a_steady_rate_is_that_rate() -> None:
