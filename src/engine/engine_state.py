@@ -34,6 +34,13 @@ class Endurance:
     prompts of a large model share one chunk, which takes a minute on a slow machine."""
     load_seconds: float = 3600.0
     """Time to load a model: hundreds of gigabytes from a network's disk."""
+    reload_margin: float = 10.0
+    """How many times as long as the longest load one after it may take. What the kernel had in memory
+    comes from a disk at a tenth of the speed, and others may want the processors or the disk; still
+    slower ones double the limit with each load that overran it."""
+    reload_seconds: float = 30.0
+    """What a later load may take in any case, as it may ``hang_seconds``: the first one's imports can
+    have run while its model was being fetched, and from a cold disk they alone take ten seconds."""
     crash_budget: int = 2
     """Deaths of engines that a request may be in and still go on."""
 

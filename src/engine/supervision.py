@@ -18,6 +18,7 @@ import msgspec
 from ..resilience.caution import Caution
 from ..resilience.errors import EngineUnavailableError
 from ..resilience.hang import HangDetector, Health
+from ..resilience.load_limit import LoadLimit
 from . import protocol
 from .engine_state import EngineState
 from .protocol import Alive, Loaded, LoadFailed, Ping, Started, Step
@@ -97,7 +98,14 @@ class Supervision:
         self.progress_at = time.monotonic()
         """When the last of them came."""
         self._hang = HangDetector(endurance.hang_seconds)
-        self._load = HangDetector(endurance.load_seconds)
+        self._load_limit = LoadLimit(
+            endurance.load_seconds,
+            least_seconds=max(endurance.hang_seconds, endurance.reload_seconds),
+            margin=endurance.reload_margin,
+        )
+        self._load = HangDetector(self._load_limit.seconds)
+        """Of the load that runs, or that ran last: each has its own limit."""
+        self._load_began = time.monotonic()
         self._reader = threading.Thread(target=self._run, name="engine-reader", daemon=True)
         self._watch = threading.Thread(target=self._look, name="engine-watch", daemon=True)
 
@@ -187,6 +195,7 @@ class Supervision:
             case Alive():
                 self._progress += 1
             case Loaded():
+                self._load_limit.loaded(time.monotonic() - self._load_began)
                 self.loaded = message
                 self.down_reason = ""
                 self._caution.started(time.monotonic())
@@ -201,6 +210,8 @@ class Supervision:
         """Tell of an engine's end; return the seconds until the next start, None for never."""
         at = time.monotonic()
         self.last_ending = ending
+        if ending == "hang" and self.state is EngineState.LOADING:
+            self._load_limit.overran()
         if self.loaded is not None or not self.down_reason:
             self.down_reason = f"the engine ended: {ending}"
         self._settle(EngineState.DOWN)
@@ -223,6 +234,8 @@ class Supervision:
         process = self._spawned()
         if process is None:
             return False
+        self._load = HangDetector(self._load_limit.seconds)
+        self._load_began = time.monotonic()
         with self._lock:
             wanted = self.state is EngineState.DOWN
             if wanted:
@@ -287,22 +300,23 @@ class Supervision:
 
     def _look(self) -> None:
         """Look again and again whether the engine makes progress."""
-        interval = min(self._hang.interval_seconds, self._load.interval_seconds)
-        while not self._gone.wait(interval):
+        while not self._gone.wait(min(self._hang.interval_seconds, self._load.interval_seconds)):
             self._look_once()
 
     def _look_once(self) -> None:
-        process, state, now = self._process, self.state, time.monotonic()
+        load, process, state, now = self._load, self._process, self.state, time.monotonic()
         progress = (process.pid, self._progress)
-        loading = self._load.look(now, progress=progress, pending=state is EngineState.LOADING)
+        loading = load.look(now, progress=progress, pending=state is EngineState.LOADING)
         working = self._hang.look(
             now,
             progress=progress,
             pending=state is EngineState.READY and self._ward.has_work(),
         )
-        if Health.HUNG in {loading, working}:
-            detector = self._load if loading is Health.HUNG else self._hang
-            _log.error("the engine made no progress for %g s: killed", detector.limit_seconds)
+        if loading is Health.HUNG:
+            _log.error("the engine has not loaded its model in %g s: killed", load.limit_seconds)
+            process.kill_hung()
+        elif working is Health.HUNG:
+            _log.error("the engine made no progress for %g s: killed", self._hang.limit_seconds)
             process.kill_hung()
         elif working is Health.SILENT:
             process.write_if_free(Ping())

@@ -55,9 +55,12 @@ class RestartSettings(BaseModel):
     )
     load_timeout: float = setting(
         3600.0,
-        "Seconds that loading the model may take; then the engine is killed.",
+        "Seconds that loading the model may take; then the engine is killed. An engine that is "
+        "started again may take ten times as long as the longest load, at least hang_timeout and "
+        "30, and twice as long after each load that took longer; never more than this.",
         group="Restarts",
-        reason="Hundreds of gigabytes come from a network's disk in half an hour.",
+        reason="Hundreds of gigabytes come from a network's disk in half an hour. Who waits for an "
+        "engine that is started again waits for a load whose time is known.",
         metavar="SECONDS",
         ge=1,
         le=86400,

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from mlx_pharos.engine.client import EngineClient, start_engine
-from mlx_pharos.engine.engine_state import Endurance
+from mlx_pharos.engine.engine_state import Endurance, EngineState
 from mlx_pharos.engine.protocol import TextPrompt
 from mlx_pharos.resilience.errors import EngineDiedError
 from mlx_pharos.resilience.restarts import RestartPolicy
@@ -148,6 +148,22 @@ def test_a_stopped_engine_is_a_death(watched: EngineClient) -> None:
     os.kill(watched.pid, signal.SIGSTOP)
     assert generate(watched, "hello?", max_tokens=20).text()
     assert (before + 1, "hang") == (watched.restarts, watched.last_ending)
+
+
+def test_a_first_load_has_a_limit(dangerous_model: Path) -> None:
+    """An engine that stops before it ever served is killed, and nobody waits for another."""
+    engine = start_engine(
+        engine_options(dangerous_model),
+        max_batch=1,
+        max_queue=1,
+        endurance=Endurance(load_seconds=1.0),
+    )
+    try:
+        os.kill(engine.pid, signal.SIGSTOP)
+        assert engine.wait_gone(15)
+        assert (EngineState.DOWN, "hang") == (engine.state, engine.last_ending)
+    finally:
+        engine.close()
 
 
 def test_a_slow_prefill_is_no_hang(watched: EngineClient) -> None:
