@@ -144,7 +144,7 @@ class EngineClient:
 
     @property
     def last_ending(self) -> str:
-        """How the last dead engine ended: a signal, an exit code or ``hang``; empty without one."""
+        """How the last dead engine ended: see :meth:`EngineProcess.describe_end`; empty without one."""
         return self._supervision.last_ending
 
     @property

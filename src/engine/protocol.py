@@ -26,6 +26,7 @@ from .wire import Message, Value
 
 __all__ = [
     "OUT_OF_MEMORY",
+    "OUT_OF_MEMORY_EXIT",
     "Accepted",
     "Alive",
     "Cancel",
@@ -78,6 +79,8 @@ RejectionCode = Literal[
 ]
 
 
+OUT_OF_MEMORY_EXIT = 12
+"""The exit code of an engine that ends because it gets no memory: the system's number for it."""
 OUT_OF_MEMORY = "out of memory"
 """The reason of a :class:`Failed` whose request ran out of memory again when it was retried."""
 

@@ -86,7 +86,7 @@ class Supervision:
         self.loaded: Loaded | None = None
         self.down_reason = ""
         self.last_ending = ""
-        """How the engine before this one ended: a signal, an exit code or ``hang``."""
+        """How the engine before this one ended: see :meth:`EngineProcess.describe_end`."""
         self.restarts = 0
         self.on_restart: Callable[[str], None] = lambda _: None
         self._settled = threading.Event()

@@ -17,8 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
+from ..resilience.caution import OUT_OF_MEMORY
 from .pipe_writer import PipeWriter
-from .protocol import EngineOptions, encode, encode_options
+from .protocol import OUT_OF_MEMORY_EXIT, EngineOptions, encode, encode_options
 
 if TYPE_CHECKING:
     from .protocol import ToEngine
@@ -100,11 +101,13 @@ class EngineProcess:
         self._process.kill()
 
     def describe_end(self) -> str:
-        """Return why the process ended: ``hang``, its signal's name, or its exit code."""
+        """Return why the process ended: ``hang``, ``out_of_memory``, a signal or an exit code."""
         self.stop()
         if self._hung:
             return "hang"
         code = self._process.returncode
+        if code == OUT_OF_MEMORY_EXIT:
+            return OUT_OF_MEMORY
         if code < 0:
             try:
                 return signal.Signals(-code).name

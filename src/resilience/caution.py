@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["Caution"]
+__all__ = ["OUT_OF_MEMORY", "Caution"]
 
-_SIZE_MATTERS = frozenset({"SIGKILL", "SIGSEGV", "SIGABRT", "SIGBUS", "hang"})
+OUT_OF_MEMORY = "out_of_memory"
+"""How something ended that saw itself that it gets no memory."""
+_SIZE_MATTERS = frozenset({OUT_OF_MEMORY, "SIGKILL", "SIGSEGV", "SIGABRT", "SIGBUS", "hang"})
 """Endings that too much work at once can have: out of memory is SIGKILL from the kernel, SIGSEGV or
-SIGABRT from MLX, and a chunk that takes minutes looks like a hang. An exit code is a decision."""
+SIGABRT from MLX, and a chunk that takes minutes looks like a hang. Any exit code is a decision."""
 _MOST_HALVINGS = 3
 """An eighth of its limits; what dies with those dies of something else."""
 

@@ -96,7 +96,8 @@ class EngineHistory(StrictModel):
     restarts: int
     """How often one that had ended was started again."""
     last_reason: str
-    """How the last one ended: a signal, an exit code or ``hang``; empty where none has."""
+    """How the last one ended: a signal, an exit code, ``hang`` or ``out_of_memory``; empty where none
+    has."""
 
 
 class Health(StrictModel):

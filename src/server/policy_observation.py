@@ -161,7 +161,7 @@ class PredictionObserver:
 
 
 class RestartCounter:
-    """Counts restarts by how the engine had ended: a signal's name, or an exit."""
+    """Counts restarts by how the engine had ended: see :func:`restart_reason`."""
 
     def __init__(self, instruments: Instruments) -> None:
         self._counter = instruments.engine_restarts
@@ -191,5 +191,5 @@ def _begin_with_zeros(counter: Total) -> None:
 
 
 def restart_reason(ending: str) -> str:
-    """Return how an engine ended, as metrics have it: a signal, a hang, or an exit of any code."""
+    """Return how an engine ended, as metrics have it: all exit codes are one."""
     return a.RESTART_REASON.close("exit" if ending.startswith("exit") else ending)

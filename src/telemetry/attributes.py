@@ -140,7 +140,7 @@ CACHE_ERROR_KIND = Attribute("kind", ("lookup", "load", "extract", "store", "evi
 CORRUPTION_KIND = Attribute("kind", ("checksum", "format", "content"))
 RESTART_REASON = Attribute(
     "reason",
-    ("exit", "SIGABRT", "SIGBUS", "SIGKILL", "SIGSEGV", "SIGTERM", "hang", OTHER),
+    ("exit", "SIGABRT", "SIGBUS", "SIGKILL", "SIGSEGV", "SIGTERM", "hang", "out_of_memory", OTHER),
 )
 MEMORY_KIND = Attribute("kind", ("mlx_active", "mlx_cache", "mlx_peak"))
 PROCESS = Attribute("process", ("server", "engine"))

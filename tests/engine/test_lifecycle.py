@@ -101,24 +101,30 @@ def test_dead_engine_is_replaced(restarted_engine: EngineClient) -> None:
         assert "SIGKILL" == restarted_engine.last_ending
 
 
-def test_engine_after_a_crash_does_less_at_once(restarted_engine: EngineClient) -> None:
-    """Half of the batch: too much at once may be why the other died."""
-    _kill(restarted_engine)
-    assert restarted_engine.wait_ready(15), restarted_engine.down_reason
+def _most_at_once(engine: EngineClient) -> int:
+    """Ask for two answers; return how many sequences were seen to run together."""
     both = [
-        restarted_engine.submit(TextPrompt(f"request {index}"), GREEDY, max_tokens=60)
-        for index in range(2)
+        engine.submit(TextPrompt(f"request {index}"), GREEDY, max_tokens=60) for index in range(2)
     ]
     most = 0
     for generation in both:
         collect(generation, until=1)
-        most = max(most, restarted_engine.snapshot().running)
+        most = max(most, engine.snapshot().running)
         collect(generation)
-    assert 1 == most
+    return most
+
+
+def test_engine_after_a_crash_does_less_at_once(restarted_engine: EngineClient) -> None:
+    """Half of the batch: too much at once may be why the other died."""
+    _kill(restarted_engine)
+    assert restarted_engine.wait_ready(15), restarted_engine.down_reason
+    assert 1 == _most_at_once(restarted_engine)
 
 
 def test_engine_that_gets_no_memory_is_replaced(tmp_path: Path) -> None:
-    """Requests that cannot even be tokenized are refused for now, and after some another serves."""
+    """Requests that cannot even be tokenized are refused for now, and after some another serves,
+    which does less at once.
+    """
     model = write_tiny_model(tmp_path / "model")
     add_starving_template(model)
     options = engine_options(model, max_batch=2)
@@ -130,8 +136,10 @@ def test_engine_that_gets_no_memory_is_replaced(tmp_path: Path) -> None:
             with pytest.raises(MemoryShortError):
                 generate(engine, huge)
         wait_until(lambda: engine.restarts == 1)
+        assert "out_of_memory" == engine.last_ending
         assert engine.wait_ready(15), engine.down_reason
         assert generate(engine, small).tokens()
+        assert 1 == _most_at_once(engine)
     finally:
         engine.close()
 

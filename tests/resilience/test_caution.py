@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_pharos.resilience.caution import Caution
 
 
-def test_each_death_that_size_may_have_caused_halves_the_limits() -> None:
+@pytest.mark.parametrize(
+    "ending", ["SIGKILL", "SIGSEGV", "SIGABRT", "SIGBUS", "hang", "out_of_memory"]
+)
+def test_each_death_that_size_may_have_caused_halves_the_limits(ending: str) -> None:
     """A half, a quarter, an eighth, and no less."""
     caution = Caution(spell_seconds=30.0)
     found = []
-    for ending in ("SIGKILL", "SIGSEGV", "hang", "SIGABRT"):
+    for _ in range(4):
         caution.died(ending, 0.0, explained=False)
         found.append(caution.halvings)
     assert [1, 2, 3, 3] == found
 
 
-def test_an_exit_and_a_death_with_a_known_cause_change_nothing() -> None:
+def test_another_exit_and_a_death_with_a_known_cause_change_nothing() -> None:
     """Neither says anything of the size."""
     caution = Caution()
     caution.died("exit code 1", 0.0, explained=False)
@@ -38,7 +42,11 @@ def test_a_life_without_trouble_gives_back_a_doubling_per_spell() -> None:
 
 @given(
     st.lists(
-        st.tuples(st.floats(0, 200), st.sampled_from(["SIGKILL", "exit code 1"]), st.booleans())
+        st.tuples(
+            st.floats(0, 200),
+            st.sampled_from(["SIGKILL", "out_of_memory", "exit code 1"]),
+            st.booleans(),
+        )
     )
 )
 def test_the_limits_stay_between_an_eighth_and_all(

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from ...resilience.errors import ModelError
 from ...resilience.failure_text import SanitizedFormatter, log_uncaught
 from ..models.blas import BlasPreload, preload
-from ..protocol import EngineOptions, LoadFailed, decode_options
+from ..protocol import OUT_OF_MEMORY_EXIT, EngineOptions, LoadFailed, decode_options
 
 if TYPE_CHECKING:
     from .inbox import Outbox
@@ -67,7 +67,7 @@ def main() -> int:
         engine.run()
     except MemoryError:
         _log.exception("the engine ends, so that another can begin with its memory free")
-        return 1
+        return OUT_OF_MEMORY_EXIT
     return 0
 
 
