@@ -221,6 +221,18 @@ def test_close_ends_the_process_and_its_requests(own_engine: EngineClient) -> No
     assert not psutil.pid_exists(own_engine.pid)
 
 
+@pytest.mark.parametrize("at_work", [False, True])
+def test_a_closed_engine_ends_in_order(tiny_model: Path, *, at_work: bool) -> None:
+    """By itself and with exit code 0, also in the middle of an answer: MLX's threads do not abort it."""
+    process = EngineProcess()
+    engine = start_engine(engine_options(tiny_model), max_batch=1, max_queue=1, process=process)
+    assert engine.wait_ready(15), engine.down_reason
+    generation = engine.submit(TextPrompt("last"), GREEDY, max_tokens=_LONG if at_work else 3)
+    collect(generation, until=1 if at_work else None)
+    engine.close()
+    assert "exit code 0" == process.describe_end()
+
+
 def test_signals_of_the_terminal_do_not_end_the_engine(own_engine: EngineClient) -> None:
     """Ctrl-C reaches the whole group; the server decides when the engine ends."""
     os.kill(own_engine.pid, signal.SIGINT)

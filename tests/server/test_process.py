@@ -157,8 +157,12 @@ def test_sigterm_lets_running_requests_finish(process: Process) -> None:
             assert 600 == json.loads(body)["usage"]["completion_tokens"]
 
 
-@pytest.mark.parametrize("signals", [1, 2])
-def test_what_cannot_finish_ends_with_an_error(process: Process, signals: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "signals"), [(signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGTERM, 2)]
+)
+def test_what_cannot_finish_ends_with_an_error(
+    process: Process, number: signal.Signals, signals: int
+) -> None:
     """After the grace, or at a second signal, requests end in words and the exit code is 0."""
     results: list[Any] = []
     threads = [ask(process, results, max_tokens=8000, stream=s) for s in (False, True)]
@@ -166,10 +170,10 @@ def test_what_cannot_finish_ends_with_an_error(process: Process, signals: int) -
     # A stream that has not begun would end with a status.
     wait_until(lambda: process.begun == 1)
     begin = time.monotonic()
-    process.popen.send_signal(signal.SIGINT)
+    process.popen.send_signal(number)
     wait_until(lambda: process.request("GET", "/readyz")[0] == 503)
     if signals == 2:
-        process.popen.send_signal(signal.SIGINT)
+        process.popen.send_signal(number)
     for thread in threads:
         thread.join()
 
