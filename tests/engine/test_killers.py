@@ -150,6 +150,23 @@ def test_a_stopped_engine_is_a_death(watched: EngineClient) -> None:
     assert (before + 1, "hang") == (watched.restarts, watched.last_ending)
 
 
+def test_an_engine_that_stops_while_it_loads_again_is_a_death(dangerous_model: Path) -> None:
+    """Its limit is what the first load took, not an hour; who waits for it is served by the next."""
+    endurance = {"hang_seconds": 2.0, "reload_margin": 1.5, "reload_seconds": 2.0}
+    with (
+        _running(dangerous_model, limit=50, **endurance) as engine,
+        engine.submit(TextPrompt("held"), GREEDY, max_tokens=20) as held,
+    ):
+        first = engine.pid
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: engine.pid != first)
+        os.kill(engine.pid, signal.SIGSTOP)
+        wait_until(lambda: engine.restarts >= 2, 30)
+        assert "hang" == engine.last_ending
+        assert engine.wait_ready(15), engine.down_reason
+        assert 20 == collect(held).finishes[0].completion_tokens
+
+
 def test_a_first_load_has_a_limit(dangerous_model: Path) -> None:
     """An engine that stops before it ever served is killed, and nobody waits for another."""
     engine = start_engine(
