@@ -150,7 +150,7 @@ OPERATIONS = (
         "get",
         "/readyz",
         "readyz",
-        "Would a generation request be taken now?",
+        "Is the engine up and the server not draining? Load does not count.",
         Ready,
         other_answers={503: Ready},
     ),

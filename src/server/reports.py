@@ -73,7 +73,12 @@ class _Reports:
         return _json({"status": "ok"})
 
     def readyz(self) -> Response:
-        """``GET /readyz``: would a generation request be taken now?"""
+        """``GET /readyz``: is the engine up, and does the server not drain?
+
+        Load does not count. While the queue is full or memory is short, requests are refused one
+        by one, each with a ``Retry-After``; a probe that followed the load would take a busy
+        server out, and give its share to others that are busy too.
+        """
         status, reason = self._readiness()
         if status == "ready":
             return _json({"status": status, "reason": reason})
