@@ -10,7 +10,8 @@ the time grows with the length of the text alone, whatever the text is.
 What it knows is a list, and lists have gaps. It takes a path that is relative
 and looks like words for words (``models/private``), since ``and/or`` has the
 same shape; a file's bare name stays; so does an opaque string that no name and
-no prefix tells to be a secret.
+no prefix tells to be a secret, and what stands after a flag and a space
+(``--token abc``), since ``--token is missing`` has the same shape.
 """
 
 from __future__ import annotations
@@ -29,14 +30,24 @@ LINE = "[line]"
 
 _MARKERS = r"\[(?:path|secret|line)\]"
 
-_NAME = r"""
-    (?:[A-Za-z0-9]{1,40}[_.-]){0,6}
+_PARTS = "(?:[A-Za-z0-9]{1,40}[_.-]{1,3}){0,6}"
+_NAME = rf"""
+    {_PARTS}
     (?:api[_-]?key|access[_-]?key|secret[_-]?key|private[_-]?key|signing[_-]?key|encryption[_-]?key
     |(?:access|auth|id|refresh|session|bearer|hub|hf|csrf|sas)?[_-]?token|client[_-]?secret|secret
     |passwords?|passwd|passphrase|pwd|credentials?|x-amz-signature|signature|sig|cookie|set-cookie
-    |(?:proxy-)?authorization)
+    |(?:proxy-)?authorization|bearer)
 """
 """Names whose value is a secret, also after ``:``. ``max_tokens`` and ``tokenizer`` are none."""
+
+_ENDING = rf"""
+    {_PARTS}
+    (?!(?:mon|don|tur|hoc|joc|lac|flun|whis|hic|mic|malar)key=)
+    [A-Za-z0-9]{{0,40}}(?:key|token|secret|password)
+"""
+"""Names of one word that end as those of secrets do, before ``=`` alone: ``PGPASSWORD=``, ``mykey=``.
+Of the words of English that end so, those that a line may hold are left out: a hidden value
+costs its reader a word, and one that is shown costs a key."""
 
 _VALUE = rf"""
     (?:"(?:[^"\\\n]|\\.){{0,4096}}+"?
@@ -47,6 +58,16 @@ _VALUE = rf"""
 _SOURCE = r"""(?:py|pyc|pyi|pyx|c|cc|cpp|cxx|h|hpp|m|mm|metal|cu|rs|go|js|ts|json|jsonl|toml|ya?ml
     |txt|jinja2?|safetensors|gguf|so|dylib|log|cfg|conf|ini|sh|md)"""
 
+_NO_MODULE = "(?=[a-z_-]{0,200}[A-Z0-9]|(?:[a-z]{1,20}[_-]){0,3}[a-z]{20})"
+"""What follows a prefix is no name of a module: ``hf_transfer``, ``sk-learn``."""
+_LONG_WORD = r"""
+    [a-z]{1,24}?(?:[st]ions?|ments?|ings?|ed|ly|it(?:y|ies)|ness|[ae]nces?|[ae]nts?|[ai]bles?|ates?
+    |i?als?|[eo]rs?|isms?|ware|ics?|ous|ives?|ful|less|ships?|ures?)(?![a-z])
+"""
+"""How long words of prose end: ``bearer authentication``. Letters drawn by lot end so once in 100."""
+_NUMBER = r"(?:\ ?[:=]\ ?|\ |(?=\#))\#?\d++"
+"""Of a line, after the word: ``line 12``, ``line: 12``, ``line #12``."""
+
 _SEGMENT = r"""[^\s/\\'"`<>|*?,;:()\[\]{}]"""
 _REST = r"""[^\s'"`<>|*?,;()\[\]{}]"""
 _SPACED = rf"""
@@ -55,6 +76,11 @@ _SPACED = rf"""
 """
 """A path goes on after a space where one of the next words has a slash: ``Application Support/x``;
 two plain words with a slash between them are prose."""
+_NO_SUFFIX = "".join(rf"(?<!\.\w{{{length}}})" for length in range(1, 12))
+_SPACED_FILE = rf"""
+    (?:(?<=\w){_NO_SUFFIX}[ ][\w-]{{1,64}}(?:\.[\w-]{{1,32}}){{0,3}}\.{_SOURCE}\b(?![/\\]))?
+"""
+"""One that ends without a suffix goes on in a word with one: ``/home/ann/my file.txt``."""
 
 _PATTERN = re.compile(
     rf"""
@@ -64,20 +90,25 @@ _PATTERN = re.compile(
     |(?P<quoted>(?P<quote>['"`])
         (?:[/~\\]|[A-Za-z]:[/\\]|\.{{1,2}}[/\\]|\$\{{?\w{{1,40}}\}}?[/\\]|%\w{{1,40}}%[/\\])
         (?=[^'"`\n]{{2}})[^'"`\n]{{1,4096}}+)
-    |(?P<named>(?<![A-Za-z0-9_.-])["']?(?:{_NAME})["']?\s{{0,4}}[=:]\s{{0,4}}+)
+    |(?P<named>(?<![A-Za-z0-9_.-])["']?[_.-]*+(?:{_NAME})["']?\s{{0,4}}[=:]\s{{0,4}}+)
         (?P<scheme>(?:bearer|basic|digest|token)\s{{1,4}}+)?(?P<value>{_VALUE})
-    |(?P<key>(?<![A-Za-z0-9_.-])(?:[A-Za-z0-9]{{1,40}}[_-]){{0,6}}key=)(?P<keyed>{_VALUE})
-    |(?P<bearer>\b(?:bearer|basic)\s{{1,4}}+)
-        (?P<credential>(?-i:(?=[A-Za-z]{{0,200}}(?:\d|[._~+/=-][A-Za-z\d])|[a-z]{{1,200}}[A-Z]))[A-Za-z0-9._~+/=-]{{8,}}+)
+    |(?P<key>(?<![A-Za-z0-9_.-])[_.-]*+(?:{_ENDING})=)(?P<keyed>{_VALUE})
+    |(?P<bearer>\b(?:
+        (?:bearer|basic)[\s:=]{{1,4}}+
+        (?-i:(?=[A-Za-z]{{0,200}}(?:\d|[._~+/=-][A-Za-z\d])|[a-z]{{1,200}}[A-Z]))
+        |bearer[\s:=]{{1,4}}+(?=[a-z]{{10}})(?!{_LONG_WORD})))
+        (?P<credential>[A-Za-z0-9._~+/=-]{{8,}}+)
     |(?P<known>(?<![A-Za-z0-9])(?:
         eyJ[\w-]{{5,}}+(?:\.[\w-]++){{1,4}}
-        |(?:sk|pk|rk)[-_](?-i:(?=[a-z_-]{{0,200}}[A-Z0-9]))[\w-]{{6,}}+
-        |(?:hf|api_org|npm|glpat|pypi|xox[abeoprs]|ya29)[-_.](?-i:(?=[a-z_-]{{0,200}}[A-Z0-9]))[\w.-]{{6,}}+
+        |(?:sk|pk|rk)[-_](?-i:{_NO_MODULE})[\w-]{{6,}}+
+        |(?:hf|api_org|npm|glpat|pypi|xox[abeoprs]|ya29)[-_.](?-i:{_NO_MODULE})[\w.-]{{6,}}+
         |(?:gh[oprsu]|github_pat)_\w{{6,}}+
         |(?-i:A[KS]IA[A-Z0-9]{{12,}}+)
         |AIza[\w-]{{20,}}+))
-    |(?P<line>,?\ ?\blines?\ \d++(?:(?:-|\ to\ )\d++)?)
-    |(?P<numbered>(?<![\w.-])[\w-]{{1,128}}(?:\.[\w-]{{1,64}}){{0,8}}\.{_SOURCE}):\d++(?::\d++)?
+    |(?P<line>,?\ ?\bline(?:{_NUMBER}(?:(?:-|\ to\ )\d++)?
+        |s{_NUMBER}(?:(?:-|,\ ?|,?\ (?:to|and|or)\ )\d++)*+))
+    |(?P<numbered>(?<![\w.-])[\w-]{{1,128}}(?:\.[\w-]{{1,64}}){{0,8}}\.{_SOURCE}
+        |<[a-z][\w.\ -]{{0,63}}>)(?::\d++)++
     |(?P<path>(?:
         (?<![\w/\\<])/[\w.@%$~]
         |(?<=<)/[\w.@%$~+-]{{1,255}}+/
@@ -87,7 +118,7 @@ _PATTERN = re.compile(
         |(?<![\w./\\])\.{{1,2}}[/\\]
         |(?<![\w$])\$(?:\w{{1,64}}+|\{{\w{{1,64}}\}})[/\\]
         |%\w{{1,64}}%[/\\]
-        )(?:{_REST}*+){_SPACED})
+        )(?:{_REST}*+){_SPACED}{_SPACED_FILE})
     |(?P<relative>(?<![\w./\\-])(?:[\w.-]{{1,128}}+[/\\]){{1,64}}
         (?:(?:[\w-]{{1,128}}\.){{1,8}}[A-Za-z][A-Za-z0-9]{{0,11}}\b(?![/\\]))(?::\d++)?)
     """,
@@ -99,7 +130,10 @@ _QUERY_SECRET = re.compile(
     rf"^(?:{_NAME}|key|code|state|x-amz-\w+|token)$", re.VERBOSE | re.IGNORECASE
 )
 _URL = re.compile(r"([^:]++://)([^/?#]*+)([^?#]*+)(\?[^#]*+)?(#.*+)?", re.DOTALL)
-_PROSE = re.compile(r"(?:token|signature):\s+[A-Za-z]{1,24}[.!?]?", re.IGNORECASE)
+_PROSE = re.compile(
+    rf"(?:(?:token|signature):\s+[a-z]{{1,24}}|bearer:\s+(?:[a-z]{{1,9}}|{_LONG_WORD}))[.!?]?",
+    re.VERBOSE | re.IGNORECASE,
+)
 """What parsers say: ``unexpected token: else``."""
 _TRAILING = ".,;:!?)"
 

@@ -38,6 +38,20 @@ _GONE = [
     ("ghp_abcdef0123456789 github_pat_11ABC_def", ["abcdef", "11ABC"]),
     ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2ln", ["hbGci", "c2ln"]),
     ("-----BEGIN PRIVATE KEY-----\nMIIE\n-----END PRIVATE KEY----- x", ["MIIE"]),
+    (
+        "run --api-key=abcdef --token=t0k -key=wxyz '--password=hunter2'",
+        ["abcd", "t0k", "wx", "hunt"],
+    ),
+    ("mykey=abc PGPASSWORD=hunter2 AccountKey=zz== PHAROS__TOKEN=x7", ["abc", "hunt", "zz", "x7"]),
+    ("_authToken=abc refreshtoken=xyz", ["abc", "xyz"]),
+    ("Bearer: abc123def, bearer=abcdef1, Basic: dXNlcjpwdw==", ["abc", "dXNl"]),
+    ("Bearer abcdefghij, BEARER ABCDEFGHIJ, bearer: abcdefghij", ["abcd", "ABCD"]),
+    (f"sk-{string.ascii_lowercase} sk-proj-{string.ascii_lowercase}", ["abcd", "wxyz"]),
+    (f"hf_{string.ascii_lowercase}abcdefgh", ["abcd", "wxyz"]),
+    ("line: 12, line #13; line=14, line = 15 and Line#16", ["12", "13", "14", "15", "16"]),
+    ("in lines 1 and 2, or lines 3, 4 to 5", ["1", "2", "3", "4", "5"]),
+    ('<string>:12: in x, "<frozen runpy>:198:3"', ["12", "198", "3"]),
+    ("/home/bob/my file.txt is cut; not /srv/a b.tar.json", ["bob", "my", "file", "srv", "json"]),
 ]
 
 _PROSE = [
@@ -51,6 +65,12 @@ _PROSE = [
     "It's the client's turn; 'quoted' and \"double\" stay. </think> <|im_end|>",
     "sk-learn, hf_transfer and npm_config are names; the pipeline 12 is not a line",
     "model.safetensors is cut after 3 of 4 tensors (75 %).",
+    "the key = value form, key: value; monkey=5 turkey=3 hockey=2 keys=5",
+    "a bearer of bad news; Bearer authentication is required; BEARER AUTHORIZATION",
+    "bearer: authentication failed; unsupported scheme bearer: use basic principles",
+    "Bearer credentials, bearer certificates, hf_hub_download, npm_config_registry",
+    "2 lines and 3 words, deadline=5, headline #1, max_lines=5; line up 12",
+    "-- --help --model starter --token is missing; -1 ... a--b <br> <|im_end|>:1",
     "",
 ]
 
@@ -60,6 +80,21 @@ def test_secrets_paths_and_lines_go(text: str, gone: list[str]) -> None:
     """What a reader must not learn is not in what is left."""
     left = sanitize_error_message(text)
     assert [] == [part for part in gone if part in left], left
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/srv/models lacks config.json", "[path] lacks config.json"),
+        ("copy /srv/a.txt b.txt", "copy [path] b.txt"),
+        ("/srv/a: file.txt is cut", "[path]: file.txt is cut"),
+        ("at line 12, 3 errors", "at [line], 3 errors"),
+        ("--token=abc is a flag", "--token=[secret] is a flag"),
+    ],
+)
+def test_what_stands_beside_stays(text: str, expected: str) -> None:
+    """The words after a path, a line or a secret are no part of it."""
+    assert expected == sanitize_error_message(text)
 
 
 @pytest.mark.parametrize("text", _PROSE)
@@ -88,6 +123,9 @@ _PLANTS = [
     "password='{}'",
     '"token": "{}"',
     "key={}",
+    "mykey={}",
+    "--api-key={}",
+    "Bearer: {}",
     "sk-{}",
     "hf_{}",
     "ghp_{}",
@@ -146,6 +184,7 @@ _HOSTILE = [
     "/", "a/", "/a ", "/a b c d ", "key=", "key='", 'key="\\a', "a_", "a-", "a.", "a.a/", "sk-",
     "sk-a-", "eyJaaaaaa.", "http://", "a+", "@:", "'/", '"\\', "\\\\a", "~a", "$a", "%a", "bearer ",
     "bearer a", "-----BEGIN A-----", "line 1", "a.py", "A", " ", "[", "[path", "a b/c ",
+    "-", "'-", "a__", "akey", "bearer aaaaaaaaaa", "lines 1, ", "<a ", "/a b.c ", "sk-aaaaaaaaaa-",
 ]  # fmt: skip
 
 
