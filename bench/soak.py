@@ -1,8 +1,9 @@
 """``python -m bench.soak --minutes 20``: mixed load with random faults, and what it did to a server.
 
-Everything is drawn by a seed, stays on this machine and ends by itself. The
-tiny model is served by ``pharos serve`` in a process of its own. Faults come
-one at a time; between them is time enough that none of them excuses the next.
+What is asked and how it is harmed is drawn by a seed; how many requests that
+makes is the machine's. All stays on this machine and ends by itself. The tiny
+model is served by ``pharos serve`` in a process of its own. Faults come one at a
+time; between them is time enough that none of them excuses the next.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ class Soak:
             window = Window(name, time.monotonic())
             self.windows.append(window)
             try:
-                self.sent_by_faults += FAULTS[name](self._server)
+                self.sent_by_faults += FAULTS[name](self._server, draw)
                 self._server.wait_ready()
             except (AssertionError, OSError) as error:
                 self.broken.append(f"{name}: {error!r}")
@@ -197,13 +198,13 @@ def _report(soak: Soak, watch: MemoryWatch, counted: int) -> list[str]:
     failures = [f"not over it: {each}" for each in soak.broken]
     print(HEADING + "\n|---|---|---|---|---|---|---|")
     for name, replies in soak.replies.items():
-        row, outside = class_row(name, replies, soak.windows)
+        row, broken = class_row(name, replies, soak.windows)
         print(row)
-        failures += [f"{name}: {dict(outside)}"] if outside else []
+        failures += [f"{name}: {dict(broken)}"] if broken else []
     sent = sum(map(len, soak.replies.values())) + soak.sent_by_faults
     faults = dict(Counter(each.name for each in soak.windows))
     print(f"faults: {faults}; sent {sent}, counted by the server {counted}")
-    print(f"resident set of the server: {watch.slope():+.2f} MiB an hour; {watch.summary()}")
+    print(f"resident set of the server: {watch.slope()}; {watch.summary()}")
     return failures if sent == counted else [*failures, f"sent {sent}, counted {counted}"]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import random
 import resource
 import socket
 import threading
@@ -18,11 +17,12 @@ from support.asks import Ask, Client
 from support.limits import limited
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Callable
 
     from support.patient import Patient
 
-__all__ = ["FAULTS", "Window"]
+__all__ = ["ENGINE_ENDS", "FAULTS", "Window"]
 
 _FLOOD = 150
 _CONNECTIONS = 200
@@ -45,29 +45,29 @@ class Window:
         return begin < self.end and begin + seconds > self.begin
 
 
-def _kill(server: Patient) -> int:
+def _kill(server: Patient, _draw: random.Random) -> int:
     server.engine.kill()
     _wait_restart(server)
     return 0
 
 
-def _stop(server: Patient) -> int:
+def _stop(server: Patient, _draw: random.Random) -> int:
     server.engine.suspend()
     _wait_restart(server)
     return 0
 
 
-def _flood(server: Patient) -> int:
+def _flood(server: Patient, _draw: random.Random) -> int:
     """More requests than there are places; some are refused."""
     return _send(server, _FLOOD, leave_after=None)
 
 
-def _vanish(server: Patient) -> int:
+def _vanish(server: Patient, draw: random.Random) -> int:
     """Many clients that leave at once or after a few tokens."""
-    return _send(server, 50, leave_after=random.Random(server.pid).randrange(0, 20))
+    return _send(server, 50, leave_after=draw.randrange(0, 20))
 
 
-def _connect(server: Patient) -> int:
+def _connect(server: Patient, _draw: random.Random) -> int:
     """Connections that say half a request and wait."""
     with contextlib.ExitStack() as stack:
         for _ in range(_CONNECTIONS):
@@ -78,7 +78,7 @@ def _connect(server: Patient) -> int:
     return 0
 
 
-def _memory(server: Patient) -> int:
+def _memory(server: Patient, _draw: random.Random) -> int:
     """The engine gets no more memory than it has; it lives on, or dies and is started again."""
     engine = server.engine
     before = server.health()["engine"]["restarts"]
@@ -91,7 +91,7 @@ def _memory(server: Patient) -> int:
     return 0
 
 
-def _files(server: Patient) -> int:
+def _files(server: Patient, _draw: random.Random) -> int:
     """No file is left for newcomers."""
     process = psutil.Process(server.pid)
     with limited(process, resource.RLIMIT_NOFILE, process.num_fds()):
@@ -99,7 +99,7 @@ def _files(server: Patient) -> int:
     return 0
 
 
-def _disk(server: Patient) -> int:
+def _disk(server: Patient, _draw: random.Random) -> int:
     """Nothing can be written to a file, and a body comes that is larger than what memory takes."""
     with limited(psutil.Process(server.pid), resource.RLIMIT_FSIZE, 0):
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
@@ -111,7 +111,7 @@ def _disk(server: Patient) -> int:
     return 0 if status == http.HTTPStatus.SERVICE_UNAVAILABLE else 1  # refused before a route
 
 
-FAULTS: dict[str, Callable[[Patient], int]] = {
+FAULTS: dict[str, Callable[[Patient, random.Random], int]] = {
     "kill": _kill,
     "stop": _stop,
     "flood": _flood,
@@ -121,7 +121,10 @@ FAULTS: dict[str, Callable[[Patient], int]] = {
     "files": _files,
     "disk": _disk,
 }
-"""By name. Each returns how many generation requests it sent."""
+"""By name. Each draws what it draws from the soak's seed, and returns how many generation requests
+it sent."""
+ENGINE_ENDS = frozenset({"kill", "stop"})
+"""Those that end the engine and nothing else: whoever is under way is resumed."""
 
 
 def _send(server: Patient, count: int, *, leave_after: int | None) -> int:

@@ -19,6 +19,8 @@ _MIB = 1024 * 1024
 _INTERVAL = 2.0
 _WARM_UP = 60.0
 """Seconds that do not count: buffers and pools fill."""
+_FEWEST = 2
+"""Looks that make a line."""
 
 
 def resident(server: Patient) -> float:
@@ -53,14 +55,18 @@ class MemoryWatch:
         self._over.set()
         self._thread.join(10)
 
-    def slope(self) -> float:
-        """Return by how many MiB an hour the server grew, as the line of least squares has it."""
-        warm = [sample for sample in self._samples if sample[0] > _WARM_UP] or self._samples
+    def slope(self) -> str:
+        """Say by how many MiB an hour the server grew, as the line of least squares has it."""
+        warm = [sample for sample in self._samples if sample[0] > _WARM_UP]
+        if len(warm) < _FEWEST:
+            return "too few looks after the warm-up for a slope"
         line = linear_regression([each[0] for each in warm], [each[1] for each in warm])
-        return line.slope * 3600
+        return f"{line.slope * 3600:+.2f} MiB an hour"
 
     def summary(self) -> str:
         """Say where both began and where they ended, in MiB."""
+        if not self._samples:
+            return "never looked at"
         (_, server, engine), (_, server_end, engine_end) = self._samples[0], self._samples[-1]
         return (
             f"server {server:.1f} to {server_end:.1f} MiB, "
