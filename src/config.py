@@ -16,7 +16,8 @@ import pydantic
 
 from .engine.models.directory import inspect_directory
 from .engine.models.hub_cache import complete_snapshot
-from .engine.models.source import classify
+from .engine.models.source import classify, resolve_local
+from .engine.models.store import Store
 from .keys.key_file import KeyFile
 from .resilience.errors import ModelError
 from .settings import STARTER, Settings, default_cache_dir
@@ -32,6 +33,7 @@ from .validation.packages import (
     check_python,
     requirements,
 )
+from .validation.storage import writable_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -86,10 +88,11 @@ _OPERATIONS = (_ADDRESS - {"host", "port"}) | {"ops_host", "ops_port", "metrics_
 
 
 class ConfigValidator:
-    """Checks one server's configuration against this machine. Changes nothing.
+    """Checks one server's configuration against this machine.
 
-    Each method returns what it found or raises one error with one problem;
-    :meth:`validate_all_config` collects them.
+    Changes nothing but for a file that is made and removed to see whether the
+    cache directory can be written. Each method returns what it found or raises
+    one error with one problem; :meth:`validate_all_config` collects them.
     """
 
     def __init__(
@@ -161,6 +164,23 @@ class ConfigValidator:
         except ModelError as error:
             raise ValidationError("model", error.message) from None
         return source
+
+    def validate_cache_dir(self) -> int | None:
+        """Return the free bytes where models are kept; None where it is read-only and may be.
+
+        It may be where the model is complete, so that nothing has to be written for it; and where
+        there is no such model, which :meth:`validate_model_path` says.
+
+        Raises:
+            ValidationError: The model has to be fetched or converted, and nothing can be written.
+        """
+        settings = self._settings
+        try:
+            return writable_bytes(settings.cache_dir)
+        except ValidationError:
+            if self._has_to_be_made(settings.model):
+                raise
+            return None
 
     def validate_dependency(self, name: str) -> str:
         """Return the installed version of a distribution.
@@ -239,6 +259,7 @@ class ConfigValidator:
             self.validate_access,
             self.validate_keys,
             partial(self.validate_model_path, settings.model),
+            self.validate_cache_dir,
             self.validate_dependencies,
             self.validate_mlx_backend,
             self.validate_telemetry,
@@ -267,6 +288,17 @@ class ConfigValidator:
                 Problem(subject="PHAROS_API_KEY", text=f"{text}; pharos keys add NAME makes one")
             )
         return tuple(found)
+
+    def _has_to_be_made(self, model: str) -> bool:
+        """Whether a model is one that is not on this machine yet, or only as a file to convert."""
+        try:
+            source = self.validate_model_path(model)
+        except ValidationError:
+            return False
+        try:
+            return resolve_local(source, Store(self._settings.cache_dir)) is None
+        except ModelError:  # what may be there cannot be read
+            return True
 
     def _validate_field(self, field: str, value: object, *, subject: str = "") -> object:
         """Return what a setting makes of a value, whatever the other settings are."""

@@ -1,7 +1,8 @@
 """The doctor's checks: each looks at one thing and returns what it found.
 
-None of them changes anything but for a file that is made and removed to see
-whether the cache directory can be written.
+What would keep a server from serving they ask of ``ConfigValidator``, as serve
+does. None of them changes anything but for a file that is made and removed to
+see whether the cache directory can be written.
 """
 
 from __future__ import annotations
@@ -10,20 +11,19 @@ import json
 import os
 import platform
 import resource
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from ..config import ConfigurationError, ConfigValidator
 from ..engine.models.machine import available_memory, memory_limit, usable_cores
 from ..resilience.sizing import OTHER_FILES, connection_count, thread_count
+from ..telemetry.otlp import SIGNALS, otlp_target
 from ..validation.address import is_loopback
 from .finding import Finding
 
@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
     from ..settings import Settings
     from ..sources import Problem
+    from .finding import Status
 
-__all__ = ["check_machine", "check_settings", "probe_mlx"]
+__all__ = ["check_cache", "check_machine", "check_network", "check_telemetry", "probe_mlx"]
 
 _GIB = 1024**3
 _PROBE_SECONDS = 120.0
@@ -49,17 +50,13 @@ def check_machine(blas: str) -> Iterator[Finding]:
     yield from _mlx(blas)
 
 
-def check_settings(
-    settings: Settings, validator: ConfigValidator, *, model_here: bool
-) -> Iterator[Finding]:
-    """Yield what depends on the settings, which are valid by themselves.
+def check_network(settings: Settings, validator: ConfigValidator) -> Iterator[Finding]:
+    """Yield who can come in by which address, and how many.
 
     Args:
-        settings: What would be served with.
+        settings: What would be served with, valid by itself.
         validator: Of these settings.
-        model_here: Whether the model is complete, so that nothing has to be written for it.
     """
-    yield _cache_directory(settings.cache_dir, model_here=model_here)
     yield from _addresses(settings, validator)
     yield from _access(settings, validator)
     yield from _open_files(settings)
@@ -194,19 +191,21 @@ def _blas(found: dict[str, Any], setting: str) -> Finding:
     return Finding(name="BLAS", status="warning", text=text, mend=mend, figures=figures)
 
 
-def _cache_directory(directory: Path, *, model_here: bool) -> Finding:
-    existing = next(each for each in (directory, *directory.parents) if each.exists())
+def check_cache(settings: Settings, validator: ConfigValidator) -> Finding:
+    """Say whether models can be kept, as far as this one needs it."""
+    directory = settings.cache_dir
     try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-        free = shutil.disk_usage(existing).free
-    except OSError as error:
-        mend = "choose another directory: --cache-dir DIR or PHAROS_CACHE_DIR"
+        free = validator.validate_cache_dir()
+    except ConfigurationError as error:
+        text, _, mend = error.problems[0].text.partition("; ")
+        return Finding(name="Cache", status="error", text=text, mend=mend)
+    if free is None:
         return Finding(
             name="Cache",
-            status="warning" if model_here else "error",
-            text=f"{directory} cannot be written: {error.strerror}",
-            mend=f"this model is served all the same; for others {mend}" if model_here else mend,
+            status="warning",
+            text=f"{directory} cannot be written",
+            mend="a model that is complete is served all the same; for others choose another "
+            "directory: --cache-dir DIR or PHAROS_CACHE_DIR",
         )
     text = f"{directory}, {free / _GIB:.1f} GiB free"
     figures: dict[str, object] = {"directory": str(directory), "free_bytes": free}
@@ -219,6 +218,21 @@ def _cache_directory(directory: Path, *, model_here: bool) -> Finding:
             figures=figures,
         )
     return Finding(name="Cache", text=text, figures=figures)
+
+
+def check_telemetry(settings: Settings, validator: ConfigValidator) -> Iterator[Finding]:
+    """Say what is sent to a collector, or why nothing can be."""
+    try:
+        validator.validate_telemetry()
+    except ConfigurationError as error:
+        for each in error.problems:
+            text = f"{each.subject} {each.text}"
+            mend = "correct the variable, or unset it"
+            yield Finding(name="Telemetry", status="error", text=text, mend=mend)
+        return
+    sent = [signal for signal in SIGNALS if otlp_target(signal, settings.otlp_endpoint)]
+    text = f"by OTLP: {', '.join(sent)}" if sent else "nothing is sent by OTLP"
+    yield Finding(name="Telemetry", text=text, figures={"signals": sent})
 
 
 def _addresses(settings: Settings, validator: ConfigValidator) -> Iterator[Finding]:
@@ -261,7 +275,7 @@ def _access(settings: Settings, validator: ConfigValidator) -> Iterator[Finding]
     yield Finding(name="Access", text=text, figures=figures)
 
 
-def _found(name: str, status: Literal["warning", "error"], problem: Problem) -> Finding:
+def _found(name: str, status: Status, problem: Problem) -> Finding:
     text, _, mend = problem.text.partition("; ")
     return Finding(name=name, status=status, text=f"{problem.subject} {text}", mend=mend)
 

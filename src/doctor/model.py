@@ -6,7 +6,8 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from ..engine.models.source import classify, resolve_local
+from ..config import ConfigurationError
+from ..engine.models.source import resolve_local
 from ..engine.models.store import MANIFEST, Store
 from ..resilience.errors import ModelError
 from .finding import Finding
@@ -14,6 +15,7 @@ from .finding import Finding
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ..config import ConfigValidator
     from ..engine.models.source import Source
     from ..settings import Settings
 
@@ -24,12 +26,14 @@ _CHECK_SECONDS = 120.0
 """mlx-lm is imported in a few seconds; a cold disk or a busy machine may need much more."""
 
 
-def check_model(settings: Settings) -> Finding:
+def check_model(settings: Settings, validator: ConfigValidator) -> Finding:
     """Find the model's files, compare what Pharos wrote with its checksums, and ask mlx-lm."""
     store = Store(settings.cache_dir)
     try:
-        source = classify(settings.model, code=settings.code_policy)
+        source = validator.validate_model_path(settings.model)
         directory = resolve_local(source, store)
+    except ConfigurationError as error:
+        return _failing(error.problems[0].text, "name another model: --model M")
     except ModelError as error:
         return _failing(error.message, "name another model: --model M")
     if directory is None:

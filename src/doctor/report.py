@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from .. import __version__
 from ..config import ConfigurationError, ConfigValidator, load_settings
-from .checks import check_machine, check_settings
+from .checks import check_cache, check_machine, check_network, check_telemetry
 from .finding import Finding
 from .model import check_model
 
@@ -45,14 +45,15 @@ def examine(arguments: Sequence[str]) -> Iterator[Finding]:
 
 def _examine_usable(settings: Settings, wrong: frozenset[str]) -> Iterator[Finding]:
     """Yield what there is to say beside the settings that are wrong."""
+    validator = ConfigValidator(settings)
     yield from check_machine(settings.blas)
-    model_here = False
     if not wrong & {"model", "cache_dir"}:
-        model = check_model(settings)
-        model_here = bool(model.figures.get("present"))
-        yield model
-    if not wrong & {"host", "port", "cache_dir"}:
-        yield from check_settings(settings, ConfigValidator(settings), model_here=model_here)
+        yield check_model(settings, validator)
+        yield check_cache(settings, validator)
+    if "otlp_endpoint" not in wrong:
+        yield from check_telemetry(settings, validator)
+    if not wrong & {"host", "port"}:
+        yield from check_network(settings, validator)
 
 
 def print_report(arguments: Sequence[str], *, as_json: bool, output: TextIO) -> bool:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
 __all__ = [
+    "SIGNALS",
     "Target",
     "batch_limits",
     "is_disabled",

@@ -90,8 +90,9 @@ def test_the_cache_cannot_be_written(
             variables=variables,
             prepare=obey_permissions,
         )
-        assert 1 == code, said
-        assert f"{cache} cannot be written: choose another place with PHAROS_CACHE_DIR" in said
+        assert 2 == code, said
+        assert f"cache_dir  {cache} cannot be written: " in said
+        assert "choose another directory: --cache-dir DIR or PHAROS_CACHE_DIR" in said
         assert "Traceback" not in said
     with planted(tiny_model, *_NARROW, variables=variables, prepare=obey_permissions) as server:
         examination = examine(server)

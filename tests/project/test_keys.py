@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mlx_pharos.config import ConfigValidator, Settings, ValidationError
-from mlx_pharos.doctor.checks import check_settings
+from mlx_pharos.doctor.checks import check_network
 from mlx_pharos.keys.key_file import KeyFile, KeyFileError
 from support.served import serve_model
 
@@ -198,7 +198,7 @@ def test_the_doctor_says_who_may_come_in(tmp_path: Path) -> None:
     settings = Settings(api_keys_file=path, port=0, host="0.0.0.0")
 
     def access() -> Finding:
-        findings = check_settings(settings, ConfigValidator(settings), model_here=True)
+        findings = check_network(settings, ConfigValidator(settings))
         return next(each for each in findings if each.name == "Access")
 
     assert ["laptop"] == access().figures["names"]
