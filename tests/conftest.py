@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 from pathlib import Path
 
 import pytest
 
+from support.tally import summary
 from support.tiny_model import write_tiny_model
 
 __all__ = ["starter_model", "tiny_model"]
@@ -19,9 +21,19 @@ for _name in [*os.environ]:
     if _name.startswith(("PHAROS_", "OTEL_")) or _name == "METRICS_API_KEY":
         del os.environ[_name]
 
+# One for all processes that tests run in, so that the seed of the last line replays the run.
+os.environ["FAULT_SEED"] = os.environ.get("FAULT_SEED") or str(secrets.randbelow(1_000_000))
+
 # A shell lets what runs in its background ignore Ctrl-C, and every process inherits that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what the faults did, with two tests at a time too: here all reports come together."""
+    reports = [each for some in terminalreporter.stats.values() for each in some]
+    if line := summary(each for each in reports if isinstance(each, pytest.TestReport)):
+        terminalreporter.write_line(f"{line} (FAULT_SEED={os.environ['FAULT_SEED']})")
 
 
 @pytest.fixture(scope="session")

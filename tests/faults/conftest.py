@@ -1,38 +1,48 @@
-"""What the battery of faults shares: its seed, its sums, and the line that tells them."""
+"""What the battery of faults shares: its seed, and what is counted during each of them."""
 
 from __future__ import annotations
 
 import os
-import secrets
 from typing import TYPE_CHECKING
 
 import pytest
 
 from support.dangerous_model import write_dangerous_model
-from support.examination import Examination, Tally
+from support.examination import Examination
+from support.tally import Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
     from pathlib import Path
 
     from support.patient import Patient
 
 __all__ = ["dangerous_model", "examine", "seed", "tally"]
 
-_TALLY = Tally()
-_SEED = int(os.environ.get("FAULT_SEED") or secrets.randbelow(1_000_000))
+_TALLY = pytest.StashKey[Tally]()
 
 
-@pytest.fixture(scope="session")
-def tally() -> Tally:
-    """The sums over the run."""
-    return _TALLY
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Have each report carry what was counted, whatever became of the test."""
+    report = yield
+    item.stash.setdefault(_TALLY, Tally()).write_on(report)
+    return report
+
+
+@pytest.fixture
+def tally(request: pytest.FixtureRequest) -> Tally:
+    """What is counted during this fault."""
+    found: Tally = request.node.stash.setdefault(_TALLY, Tally())
+    return found
 
 
 @pytest.fixture(scope="session")
 def seed() -> int:
     """What all requests are drawn by; ``FAULT_SEED`` replays a run."""
-    return _SEED
+    return int(os.environ["FAULT_SEED"])
 
 
 @pytest.fixture
@@ -49,13 +59,3 @@ def examine(tally: Tally, seed: int) -> Callable[[Patient], Examination]:
 def dangerous_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model with prompts that kill its engine."""
     return write_dangerous_model(tmp_path_factory.mktemp("models") / "dangerous")
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what the faults did."""
-    if _TALLY.faults:
-        terminalreporter.write_line(
-            f"faults survived: {_TALLY.survived} of {_TALLY.faults}, "
-            f"requests: {_TALLY.requests}, lost: {_TALLY.lost}, doubled: {_TALLY.doubled} "
-            f"(FAULT_SEED={_SEED})"
-        )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from support.examination import Examination, Tally
+    from support.examination import Examination
     from support.patient import Patient
 
 _NARROW = ("--max-batch", "4", "--max-queue", "28")
@@ -53,23 +53,21 @@ def test_the_hub_fails_at_first(hub: HubServer, examine: Callable[[Patient], Exa
 
 
 @pytest.mark.parametrize("command", ["serve", "pull"])
-def test_the_hub_fails_always(hub: HubServer, tally: Tally, tmp_path: Path, command: str) -> None:
+def test_the_hub_fails_always(hub: HubServer, tmp_path: Path, command: str) -> None:
     """After three retries the command ends with code 1, and says what to do."""
     hub.failures = 1_000_000
     flags = {"serve": ("--port", "0", "--model", _MODEL), "pull": (_MODEL,)}[command]
-    with tally.fault():
-        code, said = ended(command, *flags, folder=tmp_path, hub=hub.server_port)
-        assert 1 == code, said
-        assert 3 == said.count("trying again in"), said
-        assert "Check the network, then try again." in said
-        assert "Traceback" not in said
+    code, said = ended(command, *flags, folder=tmp_path, hub=hub.server_port)
+    assert 1 == code, said
+    assert 3 == said.count("trying again in"), said
+    assert "Check the network, then try again." in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize("place", ["below a file", "of others"])
 def test_the_cache_cannot_be_written(
     tiny_model: Path,
     examine: Callable[[Patient], Examination],
-    tally: Tally,
     tmp_path: Path,
     place: str,
 ) -> None:
@@ -82,18 +80,17 @@ def test_the_cache_cannot_be_written(
         cache.mkdir(mode=0o555)
     write_tiny_gguf(tmp_path / "tiny.gguf")
     variables = {"PHAROS_CACHE_DIR": str(cache)}
-    with tally.fault():
-        code, said = ended(
-            "serve",
-            *("--port", "0", "--model", str(tmp_path / "tiny.gguf")),
-            folder=tmp_path,
-            variables=variables,
-            prepare=obey_permissions,
-        )
-        assert 2 == code, said
-        assert f"cache_dir  {cache} cannot be written: " in said
-        assert "choose another directory: --cache-dir DIR or PHAROS_CACHE_DIR" in said
-        assert "Traceback" not in said
+    code, said = ended(
+        "serve",
+        *("--port", "0", "--model", str(tmp_path / "tiny.gguf")),
+        folder=tmp_path,
+        variables=variables,
+        prepare=obey_permissions,
+    )
+    assert 2 == code, said
+    assert f"cache_dir  {cache} cannot be written: " in said
+    assert "choose another directory: --cache-dir DIR or PHAROS_CACHE_DIR" in said
+    assert "Traceback" not in said
     with planted(tiny_model, *_NARROW, variables=variables, prepare=obey_permissions) as server:
         examination = examine(server)
         asks = examination.draw(10)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from support.examination import Examination, Tally
+    from support.examination import Examination
     from support.patient import Patient
 
 pytestmark = pytest.mark.battery
@@ -110,13 +110,12 @@ _DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("name", _DAMAGES)
-def test_a_hostile_model_is_not_served(tmp_path: Path, tally: Tally, name: str) -> None:
+def test_a_hostile_model_is_not_served(tmp_path: Path, name: str) -> None:
     """The command ends by itself and names the file; no code ran, no secret is told."""
     damage, said = _DAMAGES[name]
     model = write_tiny_model(tmp_path / "model")
     (tmp_path / "secret").write_text(json.dumps({"chat_template": _SECRET}))
     damage(model)
-    tally.faults += 1
     done = subprocess.run(
         [sys.executable, "-m", "mlx_pharos", "serve", "--model", str(model), "--port", "0"],
         capture_output=True,
@@ -132,7 +131,6 @@ def test_a_hostile_model_is_not_served(tmp_path: Path, tally: Tally, name: str) 
     assert _KEY not in output
     assert _SECRET not in output
     assert not (tmp_path / "canary").exists()
-    tally.survived += 1
 
 
 def test_a_model_that_turns_hostile(

@@ -24,31 +24,13 @@ if TYPE_CHECKING:
 
     from support.asks import Ask, Reply
     from support.patient import Patient
+    from support.tally import Tally
 
-__all__ = ["Examination", "Load", "Tally"]
+__all__ = ["Examination", "Load"]
 
 _SLOWEST_PROBE = 5.0
 """Seconds for ``/livez``: the promise is one, on a machine that is not busy with what a test does."""
 _SETTLE_SECONDS = 20.0
-
-
-@dataclass
-class Tally:
-    """The sums over all faults of a run."""
-
-    faults: int = 0
-    survived: int = 0
-    requests: int = 0
-    lost: int = 0
-    doubled: int = 0
-
-    @contextlib.contextmanager
-    def fault(self, requests: int = 0) -> Iterator[None]:
-        """Count a fault, and if the block ends well, that it was survived."""
-        self.faults += 1
-        self.requests += requests
-        yield
-        self.survived += 1
 
 
 @dataclass
@@ -119,6 +101,7 @@ class Examination:
     def sent_besides(self, count: int) -> None:
         """Take note of generation requests that a test sent by other means."""
         self._sent += count
+        self._tally.requests += count
 
     def send_raw(self, body: bytes) -> bytes:
         """Send a body as a chat request; return the whole answer, its head included."""
@@ -132,7 +115,7 @@ class Examination:
             connection.sendall(head.encode())
             with contextlib.suppress(OSError):  # refused before all of it was sent
                 connection.sendall(body)
-            self._sent += 1
+            self.sent_besides(1)
             answer = b""
             with contextlib.suppress(ConnectionResetError):
                 while data := connection.recv(65536):
@@ -169,7 +152,7 @@ class Examination:
         with self._probing() if probe else contextlib.nullcontext():
             with self._engine_held(asks) if held else contextlib.nullcontext():
                 threads = ask_all(load.clients)
-                self._sent += len(threads)
+                self.sent_besides(len(threads))
             yield load
             for thread in threads:
                 thread.join(60)
@@ -191,32 +174,29 @@ class Examination:
             refusals: Whether some may have been turned away, with advice when to come back.
             slowest_probe: Seconds in which each question whether it lives must be answered.
         """
-        with self._tally.fault(len(load.replies)):
-            self._judge_ends(load.replies, whole=whole, refusals=refusals)
-            self.server.wait_ready()
-            self.server.wait_idle()
-            self._judge_counts()
-            self._bounds.judge()
-            self._judge_secrets()
-            self._judge_health("ok", slowest_probe)
-            self._judge_readiness()
+        self._judge_ends(load.replies, whole=whole, refusals=refusals)
+        self.server.wait_ready()
+        self.server.wait_idle()
+        self._judge_counts()
+        self._bounds.judge()
+        self._judge_secrets()
+        self._judge_health("ok", slowest_probe)
+        self._judge_readiness()
 
     def judge_without_engine(self, load: Load) -> None:
         """Ask the five questions of a server that gets no engine any more, and stays."""
-        with self._tally.fault(len(load.replies)):
-            self._judge_ends(load.replies, whole=False, refusals=True)
-            self.server.wait_idle()
-            self._judge_counts()
-            self._bounds.judge(engine=False)
-            self._judge_secrets()
-            self._judge_health("down", _SLOWEST_PROBE)
-            self._judge_refusal()
+        self._judge_ends(load.replies, whole=False, refusals=True)
+        self.server.wait_idle()
+        self._judge_counts()
+        self._bounds.judge(engine=False)
+        self._judge_secrets()
+        self._judge_health("down", _SLOWEST_PROBE)
+        self._judge_refusal()
 
     def judge_end(self, load: Load, *, whole: bool) -> None:
         """Ask what can be asked of a server that has ended: the first, second and fourth."""
-        with self._tally.fault(len(load.replies)):
-            self._judge_ends(load.replies, whole=whole, refusals=True)
-            self._judge_secrets()
+        self._judge_ends(load.replies, whole=whole, refusals=True)
+        self._judge_secrets()
 
     # -- the five questions ---------------------------------------------------
 
@@ -310,7 +290,7 @@ class Examination:
     def _run(self, clients: Sequence[Client]) -> list[Reply]:
         for thread in ask_all(clients):
             thread.join(60)
-        self._sent += len(clients)
+        self.sent_besides(len(clients))
         return [client.reply for client in clients]
 
     @contextlib.contextmanager
