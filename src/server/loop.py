@@ -21,8 +21,6 @@ from waitress import wasyncore
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from .channel import Server
-
 __all__ = ["Loop", "Members"]
 
 _log = logging.getLogger(__name__)
@@ -124,7 +122,7 @@ class Members(dict[int, Any]):
 class Loop:
     """Runs in one thread, which alone adds members and lets them act."""
 
-    def __init__(self, members: Members, servers: Sequence[Server]) -> None:
+    def __init__(self, members: Members, servers: Sequence[wasyncore.dispatcher]) -> None:
         """Turn for ``members``; ``servers`` are asked before each wait, as they count on it."""
         self._members = members
         self._servers = servers
