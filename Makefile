@@ -51,7 +51,7 @@ doctor: $(VENV)/.runtime ## Say whether this machine can serve, and what to mend
 test: $(VENV)/.dev ## Run the tests (ARGS goes to pytest)
 	@$(PY) -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 
-faults: $(VENV)/.dev ## Do every fault to a running server, and judge it (ARGS goes to pytest)
+faults: $(VENV)/.dev ## Do the faults of the battery to a running server, and judge it (ARGS goes to pytest)
 	@$(PY) -m pytest tests/faults -m "battery or not battery" --timeout 180 \
 	-o faulthandler_timeout=200 $(ARGS)
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .caller import Caller
     from .options import ServerOptions
 
-__all__ = ["GENERATION_PATHS", "OPERATION_PATHS", "REFUSAL", "Gate", "operations"]
+__all__ = ["REFUSAL", "Gate", "operations"]
 
 GENERATION_PATHS: Final = {
     "/v1/chat/completions": ChatFamily.operation,

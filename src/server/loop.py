@@ -84,7 +84,7 @@ class Members(dict[int, Any]):
                 self._ask(member)
             except (OSError, KeyError, ValueError):
                 # One that the system cannot wait for must not end the wait for all others.
-                _log.exception("a connection cannot be waited for, and is closed")
+                _log.exception("a socket cannot be waited for; a connection is closed for it")
                 if not member.accepting:
                     member.handle_close()
         found = self._selector.select(seconds)
