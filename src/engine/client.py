@@ -208,15 +208,19 @@ class EngineClient:
         self._send()
         return [flight.generation for flight in flights]
 
-    def refuse_if_full(self) -> None:
-        """Raise what any request would be refused with while there is no place at all.
+    def refusal_while_full(self) -> PharosError | None:
+        """Return what any request is refused with while there is no place at all; None if there is.
 
-        Raises:
-            RefusedError: As :meth:`submit_all`.
+        Safe from any thread, and waits for nothing.
         """
-        if self._admission.is_full:
+        if not self._admission.is_full:
+            return None
+        try:
             self._refuse_unless_ready()
             self._admission.refuse_if_full()
+        except PharosError as error:
+            return error
+        return None
 
     def drain(self) -> None:
         """Refuse new work from now on; what runs goes on."""

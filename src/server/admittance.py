@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..engine.client import EngineClient
+    from ..resilience.errors import PharosError
     from ..resilience.rates import Rates
     from .caller import Caller
 
@@ -23,8 +24,12 @@ class Admittance:
         self._rates = rates
         self._engine = engine
 
-    def admit(self, caller: Caller) -> None:
+    def admit(self, caller: Caller, refusal: PharosError | None = None) -> None:
         """Count a request; one that was counted before is not counted again.
+
+        Args:
+            caller: Whose it is.
+            refusal: What it is refused with if not for its rate; None asks the engine.
 
         Raises:
             RateLimitError: The caller sends more than it may.
@@ -34,7 +39,9 @@ class Admittance:
             return
         caller.admitted = True
         self._rates.take_request(caller.tenant)
-        self._engine.refuse_if_full()
+        refusal = refusal or self._engine.refusal_while_full()
+        if refusal is not None:
+            raise refusal
 
     def headers(self, caller: Caller) -> list[tuple[str, str]]:
         """Return the headers that tell a caller what is left of its rates; none if it has none."""

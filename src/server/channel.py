@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from waitress.server import TcpWSGIServer
 
+from .gate import GENERATION_PATHS
 from .output import Output, excess
 from .parser import Parser
 from .refusal import RefusalTask
@@ -32,6 +33,7 @@ from .task import Task
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ..resilience.errors import PharosError
     from .loop import Members
     from .options import ServerOptions
 
@@ -85,7 +87,7 @@ class Channel(Output):
         self._active_at = time.monotonic()
 
     def service(self) -> None:
-        """Answer one request. Runs in a worker thread."""
+        """Answer one request. Runs in a worker thread, or in the I/O thread for a refusal."""
         # Here and not when it is received: the answer may be made before that returns.
         self._refused = bool(self.requests[0].error)
         super().service()
@@ -205,7 +207,9 @@ class Server(TcpWSGIServer):
 
     channel_class = Channel
     options: ServerOptions
-    """Set by whoever makes the server, before the I/O thread runs."""
+    """Set by whoever makes the server, before the I/O thread runs, as is :attr:`full`."""
+    full: Callable[[], PharosError | None]
+    """What each generation is refused with now; see :class:`.listener.Listener`."""
 
     next_channel_cleanup = math.inf  # type: ignore[assignment] # it only compares
     """waitress would go by the wall clock; :meth:`readable` does what it would."""
@@ -221,7 +225,8 @@ class Server(TcpWSGIServer):
     def changed(self, channel: Output) -> None:
         """Have the loop ask a channel what it waits for now. Safe from any thread."""
         self._connections().changed(channel)
-        self.wake()
+        if not self.in_loop:
+            self.wake()
 
     def later(self, action: Callable[[], None]) -> None:
         """Have the loop call ``action``, where closing a connection cannot confuse it.
@@ -229,7 +234,23 @@ class Server(TcpWSGIServer):
         Safe from any thread, with any lock.
         """
         self._connections().later(action)
-        self.wake()
+        if not self.in_loop:
+            self.wake()
+
+    def add_task(self, channel: Channel) -> None:  # type: ignore[override] # which is its task
+        """Have a channel's next request answered by a worker thread; a refusal by the loop.
+
+        A refusal waits for nothing and is shorter than the way to a thread. Not within this call,
+        in which the channel holds a lock; the next one in a pipeline comes from whoever answers.
+        """
+        request: Any = channel.requests[0]
+        if self.in_loop and not channel.total_outbufs_len:
+            if not request.error and request.command == "POST" and request.path in GENERATION_PATHS:
+                request.turned_away = self.full()
+            if request.error or request.turned_away:
+                self.later(channel.service)
+                return
+        super().add_task(channel)  # type: ignore[arg-type] # as above
 
     def wake(self) -> None:
         """End the loop's wait. Safe from any thread and in signal handlers."""

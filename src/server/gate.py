@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .caller import Caller
     from .options import ServerOptions
 
-__all__ = ["REFUSAL", "Gate", "operations"]
+__all__ = ["GENERATION_PATHS", "REFUSAL", "TURNED_AWAY", "Gate", "operations"]
 
 GENERATION_PATHS: Final = {
     "/v1/chat/completions": ChatFamily.operation,
@@ -48,6 +48,8 @@ OPERATION_PATHS = METRICS_PATHS | {"/livez", "/readyz", "/health"}
 """All that the second listener answers."""
 REFUSAL: Final = "pharos.refusal"
 """Where a request's environment has the error that its parser found."""
+TURNED_AWAY: Final = "pharos.turned_away"
+"""Where it has what it is refused with unless something else is found before: it goes no further."""
 _OPERATIONS: Final = "pharos.operations"
 _log = logging.getLogger(__name__)
 
@@ -67,6 +69,7 @@ class Gate:
 
     Judged in this order: what the parser found, host, origin, key, rate, whether there is a place. A
     browser's question whether a page may send something has no key, and goes on to the application.
+    What is refused in any case is judged in the I/O thread, so no judge may wait for anything.
     """
 
     def __init__(self, app: Flask, options: ServerOptions, admittance: Admittance) -> None:
@@ -127,7 +130,7 @@ class Gate:
 
     def _admit(self, environ: WSGIEnvironment, path: str, caller: Caller) -> None:
         try:
-            self._admittance.admit(caller)
+            self._admittance.admit(caller, environ.get(TURNED_AWAY))
         except Exception as error:
             # A generation that was refused, as the figures have it.
             draft = GenerationDraft(operation=GENERATION_PATHS[path], model=self._model)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from _typeshed.wsgi import WSGIApplication
 
+    from ..resilience.errors import PharosError
     from .options import ServerOptions
     from .shutdown import Shutdown
 
@@ -57,6 +58,8 @@ class Listener:
         options: Fixed for the listener's life.
         shutdown: Where the application sees how far the drain is.
         on_drain: Called once in the thread of :meth:`run`, when new work is refused.
+        full: Returns what each generation is refused with now, whoever wants it; None where it is not.
+            Called in that thread for each of them; must not wait.
         on_turn: Called in that thread each time that the loop has turned; must be quick.
         turn_seconds: How often the loop has to turn at least while nothing happens.
 
@@ -71,11 +74,13 @@ class Listener:
         shutdown: Shutdown,
         *,
         on_drain: Callable[[], None],
+        full: Callable[[], PharosError | None] = _nothing,
         on_turn: Callable[[], None] = _nothing,
         turn_seconds: float = _LOOP_SECONDS,
     ) -> None:
         self._options = options
         self._on_drain = on_drain
+        self._full = full
         self._on_turn = on_turn
         self._loop_seconds = min(_LOOP_SECONDS, turn_seconds)
         self._shutdown = shutdown
@@ -157,6 +162,7 @@ class Listener:
             sockinfo=(sock.family, sock.type, sock.proto, sock.getsockname()),
         )
         server.options = self._options
+        server.full = self._full
         return server
 
 

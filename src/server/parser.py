@@ -24,6 +24,7 @@ from .refusal import Refusal, refusal_of
 if TYPE_CHECKING:
     from waitress.adjustments import Adjustments
 
+    from ..resilience.errors import PharosError
     from .options import ServerOptions
 
 __all__ = ["Chunks", "Parser"]
@@ -99,6 +100,8 @@ class Parser(HTTPRequestParser):
 
     # waitress leaves out what it could not read.
     command: str = _UNREAD  # type: ignore[assignment] # where it was read it is text, too
+    turned_away: PharosError | None = None
+    """What the request is refused with if nothing else is wrong with it; see :class:`.channel.Server`."""
     path = "/"
     request_uri = query = ""
     url_scheme = "http"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from waitress.task import WSGITask
+
+from .gate import TURNED_AWAY
 
 if TYPE_CHECKING:
     from .output import Output
@@ -13,11 +15,19 @@ __all__ = ["Task"]
 
 
 class Task(WSGITask):
-    """Runs the application in a worker thread and queues what it says.
+    """Runs the application and queues what it says.
 
     waitress writes the head for itself: a second packet, and for the client a
     second time to wake up, which costs more than a small answer.
     """
+
+    def get_environment(self) -> dict[str, Any]:
+        """Return the WSGI environment."""
+        environ: dict[str, Any] = super().get_environment()
+        request: Any = self.request
+        if request.turned_away is not None:
+            environ[TURNED_AWAY] = request.turned_away
+        return environ
 
     def write(self, data: bytes) -> None:
         """Queue bytes of the body; the first time with the head in front of them."""

@@ -71,7 +71,9 @@ def _serving(
     telemetry = telemetry or start_telemetry(options)
     try:
         app = create_app(options, engine, telemetry, shutdown)
-        listener = Listener(app, options, shutdown, on_drain=engine.drain)
+        listener = Listener(
+            app, options, shutdown, on_drain=engine.drain, full=engine.refusal_while_full
+        )
         with operations_listener(app, options, shutdown) as operations:
             loop = threading.Thread(target=listener.run, name="listener")
             loop.start()

@@ -24,7 +24,7 @@ class BrokenEngine:
     loaded = None
     retry_after = 1.0
 
-    def refuse_if_full(self) -> None:
+    def refusal_while_full(self) -> None:
         """Do nothing: there is always a place."""
 
     def submit_all(self, *_: object, **__: object) -> None:

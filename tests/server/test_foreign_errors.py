@@ -125,7 +125,7 @@ class _Raising:
         self.error: Exception = ValueError()
         self.late = False
 
-    def refuse_if_full(self) -> None:
+    def refusal_while_full(self) -> None:
         """Do nothing: there is always a place."""
 
     def submit_all(self, *_: object, **__: object) -> list[Generation]:

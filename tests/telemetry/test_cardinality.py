@@ -63,7 +63,7 @@ class _FullEngine:
         """Nothing runs."""
         return EngineSnapshot()
 
-    def refuse_if_full(self) -> None:
+    def refusal_while_full(self) -> None:
         """Do nothing: there is always a place."""
 
     def submit_all(self, *_: object, **__: object) -> None:

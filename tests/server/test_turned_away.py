@@ -1,0 +1,159 @@
+"""Refusals that the I/O loop answers itself: they need no thread, and are judged as all others."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+from mlx_pharos.resilience.api_keys import ApiKey
+from mlx_pharos.resilience.errors import QueueFullError
+from mlx_pharos.server.gate import REFUSAL, TURNED_AWAY
+from mlx_pharos.server.listener import Listener
+from mlx_pharos.server.options import ServerOptions
+from mlx_pharos.server.shutdown import Shutdown
+from support.client import CHAT, COMPLETIONS, chat_body, read_answer, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+_GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+class Doors:
+    """An application that keeps each thread that comes to it until it is let go."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.inside: list[str] = []
+        self.refused_in: list[str] = []
+
+    def __call__(self, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        """Refuse at once what is refused in any case."""
+        name = threading.current_thread().name
+        if TURNED_AWAY in environ or REFUSAL in environ:
+            self.refused_in.append(name)
+            start("503 SERVICE UNAVAILABLE", [("Content-Length", "2")])
+        else:
+            self.inside.append(name)
+            self.open.wait(20)
+            start("200 OK", [("Content-Length", "2")])
+        return [b"ok"]
+
+
+@contextlib.contextmanager
+def _listening(doors: Doors, is_full: threading.Event) -> Iterator[Listener]:
+    """Listen with as few threads as there can be."""
+    options = ServerOptions(("tiny",), port=0, threads=1, drain_seconds=1.0)
+    error = QueueFullError("full", retry_after=1.0)
+    listener = Listener(
+        doors,
+        options,
+        Shutdown(),
+        on_drain=lambda: None,
+        full=lambda: error if is_full.is_set() else None,
+    )
+    loop = threading.Thread(target=listener.run, name="the loop")
+    loop.start()
+    try:
+        yield listener
+    finally:
+        doors.open.set()
+        listener.stop()
+        loop.join(10)
+        assert not loop.is_alive()
+
+
+def _connect(listener: Listener) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", listener.port), timeout=15)
+
+
+def _status(connection: socket.socket) -> int:
+    head, _ = read_answer(connection)
+    return int(head.split()[1])
+
+
+def _post(path: str) -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n"
+    return head.encode() + b"{}"
+
+
+def test_a_refusal_needs_no_thread() -> None:
+    """While every thread is kept, a full server refuses generations and what is no HTTP; when it
+    is full no more, the next generation goes to a thread, on the same connection.
+    """
+    doors, is_full = Doors(), threading.Event()
+    with contextlib.ExitStack() as ends:
+        listener = ends.enter_context(_listening(doors, is_full))
+        threads = sum(listener.threads())
+        for _ in range(threads):
+            ends.enter_context(_connect(listener)).sendall(_GET)
+        wait_until(lambda: len(doors.inside) == threads)
+
+        is_full.set()
+        patient = ends.enter_context(_connect(listener))
+        for path in (CHAT, COMPLETIONS, CHAT):
+            patient.sendall(_post(path))
+            assert 503 == _status(patient)
+        rubbish = ends.enter_context(_connect(listener))
+        rubbish.sendall(b"\x00\r\n\r\n")
+        assert 503 == _status(rubbish)
+        assert ["the loop"] * 4 == doors.refused_in
+
+        is_full.clear()
+        patient.sendall(_post(CHAT))
+        doors.open.set()
+        assert 200 == _status(patient)
+        assert threads + 1 == len(doors.inside)
+        assert "the loop" not in doors.inside
+
+
+def test_requests_in_a_pipeline_are_refused_one_after_the_other() -> None:
+    """Each has its answer, in their order, and the connection goes on."""
+    doors, is_full = Doors(), threading.Event()
+    is_full.set()
+    with _listening(doors, is_full) as listener, _connect(listener) as connection:
+        connection.sendall(_post(CHAT) * 50 + _GET)
+        doors.open.set()
+        received = b""
+        while received.count(b"ok") < 51:
+            received += connection.recv(65536)
+        assert [b"503"] * 50 + [b"200"] == re.findall(rb"HTTP/1.1 (\d+)", received)
+        assert ["the loop"] * 50 == doors.refused_in
+        assert "the loop" not in doors.inside
+
+
+def test_what_is_wrong_with_a_request_is_told_before_that_the_server_is_full(
+    tiny_model: Path, serving: Callable[..., Any]
+) -> None:
+    """A stranger does not learn how busy a server is, and a flood of one key ends at its rate."""
+    keys = (ApiKey.of("one", "first"), ApiKey.of("two", "second"))
+    with serving(
+        tiny_model, api_keys=keys, requests_per_minute=3, max_batch=1, max_queue=1
+    ) as server:
+        busy = [
+            server.send(CHAT, key=key, **chat_body(max_tokens=8000, stream=True))
+            for key in ("first", "second")
+        ]
+        wait_until(lambda: server.engine.in_flight == 2)
+        first = {"Authorization": "Bearer first"}
+        asked = [
+            ({}, (401, "invalid_api_key")),
+            ({"Authorization": "Bearer third"}, (401, "invalid_api_key")),
+            (first | {"Host": "evil.example"}, (403, "host_forbidden")),
+            (first | {"Origin": "http://evil.example"}, (403, "origin_forbidden")),
+            *[(first, (503, "queue_full"))] * 2,
+            (first, (429, "rate_limit_exceeded")),
+        ]
+        for headers, expected in asked:
+            answer = server.post(CHAT, json.dumps(chat_body()).encode(), **headers)
+            assert expected == (answer.status, answer.error["code"]), headers
+        for connection in busy:
+            connection.close()
+        server.wait_idle()
