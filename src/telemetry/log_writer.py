@@ -19,6 +19,12 @@ _log = logging.getLogger(__name__)
 
 _MOST_BYTES = 4 * 1024 * 1024
 """What waits for a reader at most: about ten thousand lines. Newer ones are lost then, and counted."""
+_PIECE_BYTES = 4096
+"""Several lines are written at once up to here: a pipe takes it whole, so no other process' line comes
+between, and a slow reader soon makes room."""
+_GATHER_SECONDS = 0.01
+"""After lines were written the next ones are gathered so long: to wake a thread costs a request more
+than to write its line. A line after a pause is written at once."""
 
 
 class LogWriter:
@@ -34,7 +40,7 @@ class LogWriter:
         self._changed = threading.Condition()
         self._lines: deque[bytes] = deque()
         self._bytes = 0
-        """Of all lines that are not written, with the one that is being written."""
+        """Of all lines that are not written, with those that are being written."""
         self._lost = 0
         threading.Thread(target=self._run, name="log-writer", daemon=True).start()
 
@@ -66,20 +72,31 @@ class LogWriter:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._lines)
-                line = self._lines.popleft()
-            self._put(line)
+                lines = self._take()
+            self._put(lines)
             with self._changed:
-                self._bytes -= len(line)
+                self._bytes -= len(lines)
                 lost, self._lost = self._lost, 0
                 self._changed.notify_all()
             if lost:
                 _log.warning("%d lines of the log are lost: nobody read them in time", lost)
+            if not self._lines:
+                time.sleep(_GATHER_SECONDS)
 
-    def _put(self, line: bytes) -> None:
-        """Write all of a line. Where nobody can read it any more it is dropped."""
-        while line:
+    def _take(self) -> bytes:
+        """Take the lines that wait, up to a piece. The lock is held."""
+        lines = [self._lines.popleft()]
+        size = len(lines[0])
+        while self._lines and size + len(self._lines[0]) <= _PIECE_BYTES:
+            lines.append(self._lines.popleft())
+            size += len(lines[-1])
+        return b"".join(lines)
+
+    def _put(self, lines: bytes) -> None:
+        """Write whole lines. Where nobody can read them any more they are dropped."""
+        while lines:
             try:
-                line = line[os.write(self._descriptor, line) :]
+                lines = lines[os.write(self._descriptor, lines) :]
             except BlockingIOError:  # somebody has made it non-blocking, as shells' jobs do
                 time.sleep(0.05)
             except OSError:
