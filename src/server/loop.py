@@ -26,6 +26,8 @@ __all__ = ["Loop", "Members"]
 _log = logging.getLogger(__name__)
 
 _ASK_ALL_SECONDS = 1.0
+_ACTIONS = 64
+"""What is done in a turn at most of what the loop was asked to do; the sockets have theirs between."""
 _FLAGS = {
     selectors.EVENT_READ: select.POLLIN,
     selectors.EVENT_WRITE: select.POLLOUT,
@@ -59,7 +61,7 @@ class Members(dict[int, Any]):
         self._changed.append(member)
 
     def later(self, action: Callable[[], None]) -> None:
-        """Have the loop call ``action`` before its next wait. Safe from any thread; as above."""
+        """Have the loop call ``action`` in a next turn, and wait for nothing before. As above."""
         self._wanted.append(action)
 
     @property
@@ -68,9 +70,9 @@ class Members(dict[int, Any]):
         return threading.get_ident() == self._thread
 
     def act(self) -> None:
-        """Call what is wanted. In the loop's thread, which is the one that calls this."""
+        """Call what is wanted by now. In the loop's thread, which is the one that calls this."""
         self._thread = threading.get_ident()
-        while self._wanted:
+        for _ in range(min(len(self._wanted), _ACTIONS)):
             try:
                 self._wanted.popleft()()
             except Exception:  # noqa: BLE001 - the loop goes on
@@ -87,7 +89,7 @@ class Members(dict[int, Any]):
                 _log.exception("a socket cannot be waited for; a connection is closed for it")
                 if not member.accepting:
                     member.handle_close()
-        found = self._selector.select(seconds)
+        found = self._selector.select(0 if self._wanted else seconds)
         return [(key.data, _FLAGS[events]) for key, events in found]
 
     def close(self) -> None:

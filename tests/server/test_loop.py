@@ -136,6 +136,27 @@ def test_who_changed_in_silence_is_found_within_a_second(lines: Lines) -> None:
     assert there.recv(100) == b"hello"
 
 
+def test_what_the_loop_is_asked_to_do_holds_up_nobody(lines: Lines) -> None:
+    """Actions that want others, without end, are done between what happens at the sockets."""
+    line, there = lines.line()
+    done = 0
+
+    def again() -> None:
+        nonlocal done
+        done += 1
+        lines.members.later(again)
+
+    for _ in range(200):
+        lines.members.later(again)
+    there.send(b"hello")
+    begin = time.monotonic()
+    for _ in range(5):
+        lines.loop.turn(10)
+    assert time.monotonic() - begin < 5, "it waited with something to do"
+    assert line.heard == b"hello"
+    assert 200 <= done <= 500
+
+
 def test_who_was_closed_by_another_does_not_act(lines: Lines) -> None:
     """Of two that are ready, the first closes the second, and another takes its descriptor."""
     first, one = lines.line()
