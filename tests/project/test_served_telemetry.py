@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 import urllib.error
 import urllib.request
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from support.collector import attributes_of, black_hole, collector, dead_port
-from support.served import serve_model
+from support.polling import until
+from support.served import Served, serve_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,15 +71,45 @@ def test_a_request_is_a_trace_at_the_collector(tiny_model: Path) -> None:
 
 @pytest.mark.parametrize("fault", ["dead", "silent", "unavailable"])
 def test_an_absent_collector_is_not_noticed(fault: str, tiny_model: Path) -> None:
-    """Requests are answered, and SIGTERM ends the server with 0 within the telemetry's budget."""
+    """Requests are answered, and SIGTERM ends the server with 0 within the telemetry's budget.
+
+    All three signals are sent, at once. The log says that they are lost in one
+    line, and the server's metrics count each of its lines and spans.
+    """
+    variables = {
+        "OTEL_LOGS_EXPORTER": "otlp",
+        "OTEL_BLRP_SCHEDULE_DELAY": "20",
+        "OTEL_BSP_SCHEDULE_DELAY": "20",
+        "OTEL_METRIC_EXPORT_INTERVAL": "200",
+        "OTEL_EXPORTER_OTLP_TIMEOUT": "0.3",
+    }
     with _endpoint(fault) as endpoint:
-        with serve_model(tiny_model, *FLAGS, "--otlp-endpoint", endpoint) as served:
+        flags = [*FLAGS, "--otlp-endpoint", endpoint]
+        with serve_model(tiny_model, *flags, variables=variables) as served:
             for _ in range(5):
                 begin = time.monotonic()
                 _chat(served.address)
                 assert time.monotonic() - begin < 3.0
+            # An access line and five spans of each, at least.
+            until(lambda: _dropped(served.address, "logs") >= 5)
+            until(lambda: _dropped(served.address, "traces") >= 25)
+            until(lambda: _dropped(served.address, "metrics") > 0)
+            until(lambda: _complaints(served))
+            assert 1 == len(_complaints(served))
             begin = time.monotonic()
         assert time.monotonic() - begin < 8.0
+
+
+def _complaints(served: Served) -> list[str]:
+    return [line for line in served.lines if "does not reach the collector" in line]
+
+
+def _dropped(address: str, signal: str) -> float:
+    """Read how much of a signal the server says is lost."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as answer:
+        text = answer.read().decode()
+    series = rf'^pharos_telemetry_dropped_total\{{signal="{signal}",.* (\S+)$'
+    return sum(map(float, re.findall(series, text, re.MULTILINE)))
 
 
 def test_the_older_servers_key_is_asked_for(tiny_model: Path) -> None:

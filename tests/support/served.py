@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
 __all__ = ["Served", "serve_model"]
@@ -25,6 +25,8 @@ class Served(NamedTuple):
     address: str
     """Host and port."""
     pid: int
+    lines: list[str]
+    """Of its log so far; all of them once the block has ended."""
 
 
 @contextmanager
@@ -44,15 +46,24 @@ def serve_model(
         [*command, *flags], stderr=subprocess.PIPE, text=True, env=environment
     ) as server:
         assert server.stderr is not None
+        lines: list[str] = []
+        log = _kept(server.stderr, lines)
         try:
-            ready = next(line for line in iter(server.stderr.readline, "") if "is ready" in line)
+            ready = next(line for line in log if "is ready" in line)
             found = re.search(r"http://([\d.:]+)", ready)
             assert found is not None
             # The log has to go on: a full pipe would stop the server at its next line.
-            reader = threading.Thread(target=deque, args=(server.stderr, 0), daemon=True)
+            reader = threading.Thread(target=deque, args=(log, 0), daemon=True)
             reader.start()
-            yield Served(found[1], server.pid)
+            yield Served(found[1], server.pid, lines)
         finally:
             server.send_signal(signal.SIGTERM)
             server.wait(timeout=15)
+        reader.join(timeout=5)
     assert server.returncode == exit_code
+
+
+def _kept(log: Iterable[str], lines: list[str]) -> Iterator[str]:
+    for line in log:
+        lines.append(line)
+        yield line
