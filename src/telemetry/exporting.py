@@ -127,11 +127,19 @@ class MetricSender(PeriodicExportingMetricReader):
         self._target = exporter
         self._started_ns = time.time_ns()
         self._sending = threading.Lock()
+        self._counting = threading.Lock()
+        self._in_flight = 0
+        """Data points that are being sent."""
+        self._given_up = False
         super().__init__(exporter, cardinality_limits=dict(cardinality_limits))
 
     def close(self, timeout_seconds: float) -> None:
-        """Send once more, and give up after the time."""
+        """Send once more; what is not sent after the time is lost and counted."""
         self.shutdown(timeout_millis=timeout_seconds * 1e3)
+        with self._counting:
+            self._given_up = True
+            left = self._in_flight
+        self._losses.add("metrics", "shutdown", left)
 
     def _receive_metrics(
         self,
@@ -143,13 +151,21 @@ class MetricSender(PeriodicExportingMetricReader):
             data = self._folded.append_to(
                 metrics_data, started_ns=self._started_ns, now_ns=time.time_ns()
             )
+            points = _points(data)
+            with self._counting:
+                if self._given_up:
+                    return
+                self._in_flight = points
             try:
                 sent = self._target.export(data, timeout_millis=timeout_millis)
             except Exception:  # noqa: BLE001 - a thread's border: an exporter may raise anything
                 _log.debug("an exporter raised", exc_info=True)
                 sent = MetricExportResult.FAILURE
-        if sent is not MetricExportResult.SUCCESS:
-            self._losses.add("metrics", "export_failed", _points(data))
+            with self._counting:
+                self._in_flight = 0
+                lost = sent is not MetricExportResult.SUCCESS and not self._given_up
+        if lost:
+            self._losses.add("metrics", "export_failed", points)
 
 
 def _points(data: MetricsData) -> int:

@@ -1,4 +1,4 @@
-"""What did not reach the collector: counted always, said at most once a minute."""
+"""What did not reach the collector: counted always, said at most once a minute and at the end."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ _LONGEST_MESSAGE = 300
 _POSSIBLE = (
     *((signal, reason) for signal in ("traces", "logs") for reason in DROP_REASON.values),
     ("metrics", "export_failed"),
+    ("metrics", "shutdown"),
 )
 
 
@@ -31,6 +32,8 @@ class Losses:
         self._lock = threading.Lock()
         # Zeros from the start: an alert on a rate sees the first loss too.
         self._counts = dict.fromkeys(_POSSIBLE, 0)
+        self._before_shutdown: dict[tuple[str, str], int] | None = None
+        """The counts when the shutdown began; None before it."""
         self._log = log
 
     def add(self, signal: str, reason: str, count: int) -> None:
@@ -40,10 +43,40 @@ class Losses:
         with self._lock:
             self._counts[signal, reason] += count
             total = sum(self._counts.values())
+            if self._before_shutdown is not None:
+                return
         self._log.say(
             f"telemetry does not reach the collector: {signal} dropped, {reason}; "
             f"{total} items since the start"
         )
+
+    def begin_shutdown(self) -> None:
+        """From now on count alone: :meth:`tell_shutdown` says all of it in one line."""
+        with self._lock:
+            self._before_shutdown = dict(self._counts)
+
+    def tell_shutdown(self, *, complete: bool) -> None:
+        """Say what the shutdown lost, if it lost anything, however short ago the last line was.
+
+        Args:
+            complete: Whether all is counted; if not, the line says that it may be more.
+        """
+        with self._lock:
+            before = self._before_shutdown or {}
+            lost = [
+                f"{signal} {new} ({reason})"
+                for (signal, reason), count in self._counts.items()
+                if (new := count - before.get((signal, reason), 0))
+            ]
+            total = sum(self._counts.values())
+        if not complete:
+            lost.append("more that was still being sent")
+        if lost:
+            self._log.say(
+                "telemetry did not reach the collector before the end: "
+                f"{', '.join(lost)}; {total} items since the start",
+                last=True,
+            )
 
     def count(self, signal: str, reason: str = "") -> int:
         """Return how many items of a signal were lost, for one reason or for all."""
@@ -106,11 +139,11 @@ class ThrottledLog(logging.Handler):
         else:
             self.say(message)
 
-    def say(self, message: str) -> None:
-        """Log a line unless there was one within the last minute."""
+    def say(self, message: str, *, last: bool = False) -> None:
+        """Log a line unless there was one within the last minute; the last line in any case."""
         with self._guard:
             now = self._clock()
-            if now - self._said_at < _SILENCE_SECONDS:
+            if not last and now - self._said_at < _SILENCE_SECONDS:
                 self._held_back += 1
                 return
             held_back, reason = self._held_back, self._reason

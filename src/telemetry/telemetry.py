@@ -172,12 +172,14 @@ class Telemetry:
             budget_seconds: After which it returns, whatever the collector does.
 
         Returns:
-            Whether everything was done in time. What was not sent is in ``losses``.
+            Whether everything was done in time. What was not sent is in ``losses``,
+            and in the last line of the log.
         """
         with self._shut:
             if self._is_shut:
                 return True
             self._is_shut = True
+        self.losses.begin_shutdown()
         if self._log_handler is not None:
             logging.getLogger().removeHandler(self._log_handler)
         patience = max(0.0, budget_seconds - _MARGIN_SECONDS)
@@ -192,8 +194,10 @@ class Telemetry:
         deadline = time.monotonic() + budget_seconds
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
+        in_time = not any(thread.is_alive() for thread in threads)
+        self.losses.tell_shutdown(complete=in_time)
         self._log.close()
-        return not any(thread.is_alive() for thread in threads)
+        return in_time
 
     def force_flush(self) -> None:
         """Send what waits, in the calling thread. For tests: it has no deadline."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from contextlib import contextmanager
@@ -303,6 +304,65 @@ def test_the_log_has_one_line_a_minute(
         fail(3)
         assert 2 == len(lines())
         assert "held back" in lines()[1]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_last_line_tells_what_a_shutdown_lost(
+    fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All three signals, each by its number, also within a minute of the line before."""
+    monkeypatch.setenv("OTEL_LOGS_EXPORTER", "otlp")
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "600000")
+    monkeypatch.setenv("OTEL_BLRP_SCHEDULE_DELAY", "600000")
+    with _endpoint(fault) as endpoint:
+        telemetry = _telemetry(endpoint, clock=lambda: 1000.0)
+        telemetry.losses.add("traces", "queue_full", 3)
+        for _ in range(7):
+            telemetry.tracer.start_span("x").end()
+            logging.getLogger("mlx_pharos").warning("lost")
+        telemetry.shutdown()
+    points = telemetry.losses.count("metrics")
+    assert points > 0
+    told = _told_at_the_end(caplog)
+    # The line about the three is one that is lost.
+    assert {"traces": 7, "metrics": points, "logs": 8} == told
+
+
+def test_metrics_that_are_under_way_at_the_end_are_lost(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A collector that is silent for longer than the shutdown waits: they are counted and told."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "30")
+    with black_hole() as endpoint:
+        telemetry = _telemetry(endpoint)
+        telemetry.shutdown(budget_seconds=3)
+        points = telemetry.losses.count("metrics", "shutdown")
+        assert points > 0
+        text, _ = telemetry.prometheus.scrape()
+    assert (
+        f'pharos_telemetry_dropped_total{{signal="metrics",reason="shutdown"}} {points}.0' in text
+    )
+    assert {"metrics": points} == _told_at_the_end(caplog)
+
+
+def _told_at_the_end(caplog: pytest.LogCaptureFixture) -> dict[str, int]:
+    """Read the line of a shutdown: how much of each signal it lost."""
+    (line,) = [each for each in caplog.messages if "before the end" in each]
+    return {
+        signal: int(count)
+        for signal, count in re.findall(
+            r"(\w+) (\d+) \((?:export_failed|shutdown)\)", line.partition(": ")[2]
+        )
+    }
+
+
+def test_a_shutdown_that_loses_nothing_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """Where all has arrived there is no line about it."""
+    with collector() as target:
+        with _telemetry(target.endpoint) as telemetry:
+            telemetry.tracer.start_span("x").end()
+        assert 1 == len(target.spans())
+    assert not [each for each in caplog.messages if "the collector" in each]
 
 
 def test_the_packages_log_again_after_a_shutdown() -> None:
