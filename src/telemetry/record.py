@@ -183,8 +183,8 @@ class GenerationDraft:
     def _finish_reason(self, engine: EngineReport) -> FinishReason:
         """Return how it ended: one word, also for several choices."""
         if self.error_code:
-            refused = self.error_code in REFUSED_CODES and not self.begun
-            return "refused" if refused else "error"
+            refused = self.error_code in REFUSED_CODES or self.error_code in _REFUSALS
+            return "refused" if refused and not self.begun else "error"
         if self.left or len(engine.endings) < self.choices or "cancelled" in engine.endings:
             return "cancelled"
         return "length" if "length" in engine.endings else "stop"

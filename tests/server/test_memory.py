@@ -57,6 +57,9 @@ def test_what_never_fits_is_refused_at_once_with_the_largest_that_does(
     served = _complete(scarce, largest - 5, 5)
     assert 200 == served.status, served.body
     assert 'pharos_admission_refusals_total{reason="too_large"} 1' in _scrape(scarce)
+    labels = 'error_type="request_too_large",finish_reason="refused",model="tiny"'
+    # Counted after its refusal is.
+    wait_until(lambda: f"pharos_requests_finished_total{{{labels}}} 1.0" in _scrape(scarce))
 
 
 def test_a_burst_that_fills_everything_is_served_and_small_requests_after_it(

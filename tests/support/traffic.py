@@ -95,8 +95,7 @@ class Seen:
         if self.left:
             return "cancelled"
         if self.error_code:
-            later = self.refusal and self.error_code != "request_too_large"
-            return "refused" if later else "error"
+            return "refused" if self.refusal else "error"
         return "length" if "length" in self.endings else "stop"
 
     @property

@@ -25,7 +25,13 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanKind, StatusCode
 
-from mlx_pharos.resilience.errors import DrainingError, EngineDiedError, QueueFullError
+from mlx_pharos.resilience.errors import (
+    DrainingError,
+    EngineDiedError,
+    PharosError,
+    QueueFullError,
+    RequestTooLargeError,
+)
 from mlx_pharos.telemetry.collector import MetricsCollector, make_window
 from mlx_pharos.telemetry.correlation import CURRENT
 from mlx_pharos.telemetry.folded import FoldedSet, FoldedStream
@@ -244,13 +250,21 @@ def test_a_refusal_is_traced_and_no_latency(bench: _Bench) -> None:
 
 
 @pytest.mark.parametrize("began", [False, True])
-def test_a_refusal_counts_unless_the_request_had_begun(bench: _Bench, *, began: bool) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [DrainingError("stopping"), RequestTooLargeError(prompt_tokens=9, largest_tokens=8)],
+    ids=lambda error: error.code,
+)
+def test_a_refusal_counts_unless_the_request_had_begun(
+    bench: _Bench, error: PharosError, *, began: bool
+) -> None:
     """What had begun when its error was told failed, and was not refused. Who was refused may learn
-    afterwards that the engine was just about to begin: it was refused all the same.
+    afterwards that the engine was just about to begin: it was refused all the same. So the refusals
+    are the requests that ended as refused, also where no retry can help.
     """
     draft = _draft(EngineReport(accepted_at=1000.1, prefill_at=1000.2), has_begun=lambda: began)
-    draft.fail(DrainingError("stopping"))
-    bench.call(draft, status="503 Service Unavailable")
+    draft.fail(error)
+    bench.call(draft, status=f"{error.status} Refused")
     refused = [each.value for each in bench.points("pharos.admission.refusals") if each.value]
     assert ([] if began else [1]) == refused
     finish = json.loads(bench.lines.getvalue())["finish_reason"]
