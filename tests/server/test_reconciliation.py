@@ -246,7 +246,9 @@ def test_tokens_are_those_of_the_usage(books: Books) -> None:
 
 
 def test_latencies_are_those_of_taken_requests(books: Books) -> None:
-    """The window holds each request that was neither refused nor wrong, whatever its end."""
+    """The window holds each request that was neither refused nor wrong by the code that it was told,
+    whatever its end: not the stream that the shutdown cut off.
+    """
     codes = {"deadline_exceeded", "engine_died", ""}
     taken = [each for each in books.traffic.generations if each.left or each.error_code in codes]
     assert len(taken) == books.legacy["latency"]["samples"]
