@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import heapq
+import itertools
 import logging
 import math
 import socket
@@ -51,6 +52,9 @@ _NEWCOMER_SECONDS = 0.5
 """In which a client that has connected sends its request. Until then it never gives way: on a busy
 machine the request of one who came with many others is late, or not read yet. Where all are
 newcomers the next ones wait so long in the kernel."""
+_UNREAD_SECONDS = 5.0
+"""How long a request that the loop is late in reading is no reason to give way. Who sends one byte
+after the other, and always has one on its way, does not hold its place for longer."""
 _ACCEPTS = 64
 """Newcomers that are taken in a turn of the loop at most; the others have waited longer."""
 _OUT_OF_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -189,6 +193,17 @@ class Channel(Output):
     def is_new(self) -> bool:
         """Whether the client's next step is still expected at any moment."""
         return self.waiting_seconds() <= _NEWCOMER_SECONDS
+
+    def has_sent(self) -> bool:
+        """Whether the client's next step has come, and only the loop has yet to read it."""
+        in_time = self.receiving_since is None or self.waiting_seconds() <= _UNREAD_SECONDS
+        if self._linger_until is not None or not in_time:
+            return False
+        connection: Any = self.socket
+        try:
+            return bool(connection.recv(1, socket.MSG_PEEK))
+        except OSError:
+            return False
 
     def waiting_seconds(self) -> float:
         """How long the client's next step is waited for: a request, or the rest of one."""
@@ -349,21 +364,24 @@ class Server(TcpWSGIServer):
         """Close so many connections: those that wait long for their client, then slow readers.
 
         Those that have just come never give way: who comes with many others, or
-        while all others are busy, is to be answered, if only with a refusal.
+        while all others are busy, is to be answered, if only with a refusal. Nor do those whose
+        request has come: on a busy machine the loop is late, and not they.
         """
         if count <= 0:
             return
         channels = [each for each in self._connections().values() if isinstance(each, Channel)]
         waiting = [each for each in channels if each.can_give_way() and not each.is_new()]
-        old = heapq.nlargest(count, waiting, key=Channel.waiting_seconds)
+        waiting.sort(key=Channel.waiting_seconds, reverse=True)
+        old = list(itertools.islice(itertools.filterfalse(Channel.has_sent, waiting), count))
         readers = heapq.nlargest(
             count - len(old), filter(Channel.only_reads, channels), key=Channel.waiting_seconds
         )
         for channel in readers:
             self.later(channel.abandon)
         for channel in old:
+            # Now: what is read of it later in this turn of the loop would be lost.
             channel.will_close = True
-            self._connections().changed(channel)
+            channel.handle_close()
 
     def _connections(self) -> Members:
         """Return what the limit counts; all listening sockets share it."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +16,10 @@ from mlx_pharos.server.channel import Channel
 from support.client import CHAT, chat_body, read_answer, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from mlx_pharos.server.channel import Server
     from support.client import RunningServer
 
 HALVES = {
@@ -73,6 +76,51 @@ def test_who_comes_with_many_others_is_answered(
         for connection in held:
             assert read_all(connection).startswith(b"HTTP/1.1 200 ")
             connection.close()
+
+
+@pytest.mark.parametrize("read", [0, 20], ids=["unread", "half-read"])
+def test_who_has_sent_its_request_is_answered_however_late_it_is_read(
+    tiny_model: Path, serving: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, read: int
+) -> None:
+    """Of more clients than there are connections: what the server is late in is not their waiting."""
+    monkeypatch.setattr("mlx_pharos.server.channel._NEWCOMER_SECONDS", 0)
+    probe = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    with (
+        serving(tiny_model, ready=False, connection_limit=16) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        (listening,) = server.listener._servers
+        early = [stack.enter_context(server.connect()) for _ in range(10)]
+        for connection in early:
+            connection.sendall(probe[:read])
+        wait_until(lambda: len(listening._channels()) == 10)
+        wait_until(lambda: not read or all(each.request for each in listening._channels()))
+        with _held(listening):
+            # More than there is room for, and the first that the loop finds when it goes on.
+            late = [stack.enter_context(server.connect()) for _ in range(20)]
+            for connection in early:
+                connection.sendall(probe[read:])
+            for connection in late:
+                connection.sendall(probe)
+        for connection in [*early, *late]:
+            assert read_all(connection).startswith(b"HTTP/1.1 200 ")
+
+
+@contextlib.contextmanager
+def _held(listening: Server) -> Iterator[None]:
+    """Have the loop stand still, as on a machine that is busy with something else."""
+    stands, go_on = threading.Event(), threading.Event()
+
+    def stand() -> None:
+        stands.set()
+        go_on.wait(10)
+
+    listening.later(stand)
+    try:
+        assert stands.wait(10)
+        yield
+    finally:
+        go_on.set()
 
 
 def test_running_requests_never_give_way(tiny_model: Path, serving: Callable[..., Any]) -> None:
