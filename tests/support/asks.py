@@ -125,7 +125,10 @@ def _draw_ask(draw: random.Random, mark: str, tokens: int) -> Ask:
 
 
 class Client:
-    """Sends one request and reads its answer to the end, or leaves it. Runs in its own thread."""
+    """Sends one request and reads its answer to the end, or leaves it. Runs in its own thread.
+
+    One that insists sends it again at once where it was told to come back later.
+    """
 
     def __init__(
         self,
@@ -134,6 +137,7 @@ class Client:
         *,
         headers: Mapping[str, str],
         leave_after: int | None = None,
+        attempts: int = 1,
         on_text: Callable[[int], None] = lambda _: None,
         on_bytes: Callable[[bytes], None] = lambda _: None,
     ) -> None:
@@ -144,18 +148,32 @@ class Client:
             ask: What to send.
             headers: What else goes with it, the key for one.
             leave_after: Events after which the client closes the connection; None stays.
+            attempts: How often it is sent at most.
             on_text: Called with the length of each text of a stream.
             on_bytes: Called with all that comes: headers, bodies, lines of streams.
         """
         self._port = port
         self._headers = {"Content-Type": "application/json", **headers}
         self._leave_after = leave_after
+        self._attempts = attempts
         self._on_text = on_text
         self._on_bytes = on_bytes
-        self.reply = Reply(ask)
+        self.replies = [Reply(ask)]
+        """To each attempt, in their order."""
+
+    @property
+    def reply(self) -> Reply:
+        """What came for the last attempt."""
+        return self.replies[-1]
 
     def run(self) -> None:
         """Send and read. What breaks the connection shows in the reply as an end that is missing."""
+        self._attempt()
+        while self.reply.status == 503 and len(self.replies) < self._attempts:
+            self.replies.append(Reply(self.reply.ask))
+            self._attempt()
+
+    def _attempt(self) -> None:
         begin = time.monotonic()
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_PATIENCE)
         try:

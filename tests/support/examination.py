@@ -61,8 +61,8 @@ class Load:
 
     @property
     def replies(self) -> list[Reply]:
-        """What came, in the order of the requests."""
-        return [client.reply for client in self.clients]
+        """What came, in the order of the requests; to all attempts of those who insist."""
+        return [reply for client in self.clients for reply in client.replies]
 
 
 class Examination:
@@ -132,6 +132,7 @@ class Examination:
         headers: Mapping[str, str] | None = None,
         probe: bool = True,
         held: bool = False,
+        attempts: int = 1,
     ) -> Iterator[Load]:
         """Send all requests at once; at the end of the block, wait for all of their ends.
 
@@ -142,11 +143,12 @@ class Examination:
             probe: Whether liveness must answer all along.
             held: Let the engine stand still until it has them all: one that came after a fault
                 might be turned away, and rightly.
+            attempts: How often each is sent at most, at once again where it was turned away.
         """
         load = Load([])
         leaving = leave_after or [None] * len(asks)
         load.clients = [
-            self._client(ask, leave_after=leave, load=load, headers=headers)
+            self._client(ask, leave_after=leave, load=load, headers=headers, attempts=attempts)
             for ask, leave in zip(asks, leaving, strict=True)
         ]
         with self._probing() if probe else contextlib.nullcontext():
@@ -157,6 +159,7 @@ class Examination:
             for thread in threads:
                 thread.join(60)
                 assert not thread.is_alive(), "a request has no end"
+            self.sent_besides(len(load.replies) - len(threads))
 
     def judge(
         self,
@@ -277,12 +280,14 @@ class Examination:
         leave_after: int | None = None,
         load: Load | None = None,
         headers: Mapping[str, str] | None = None,
+        attempts: int = 1,
     ) -> Client:
         return Client(
             self.server.port,
             ask,
             headers={**self.server.headers, **(headers or {})},
             leave_after=leave_after,
+            attempts=attempts,
             on_text=load.count if load else lambda _: None,
             on_bytes=self.server.hear,
         )
