@@ -10,6 +10,7 @@ import pytest
 from support.dangerous_model import write_dangerous_model
 from support.examination import Examination
 from support.tally import Tally
+from support.tiny_model import write_tiny_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from support.patient import Patient
 
-__all__ = ["dangerous_model", "examine", "seed", "tally"]
+__all__ = ["dangerous_model", "examine", "patient_model", "seed", "tally"]
 
 _TALLY = pytest.StashKey[Tally]()
 
@@ -59,3 +60,9 @@ def examine(tally: Tally, seed: int) -> Callable[[Patient], Examination]:
 def dangerous_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model with prompts that kill its engine."""
     return write_dangerous_model(tmp_path_factory.mktemp("models") / "dangerous")
+
+
+@pytest.fixture(scope="session")
+def patient_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with a window so long that no answer fills it within a test."""
+    return write_tiny_model(tmp_path_factory.mktemp("long"), context_length=65536)

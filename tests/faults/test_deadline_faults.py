@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from support.asks import CHAT, NO_END, Ask
+from support.asks import endless_asks
 from support.examination import Load
 from support.planted import planted
-from support.tiny_model import write_tiny_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,25 +21,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.battery
 
 _NARROW = ("--max-batch", "24", "--max-queue", "40")
-
-
-@pytest.fixture(scope="module")
-def patient_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with a window so long that no answer fills it within a test."""
-    return write_tiny_model(tmp_path_factory.mktemp("long"), context_length=65536)
-
-
-def _endless() -> list[Ask]:
-    """Requests that would take minutes: streams, bodies, and one with several choices."""
-    body: dict[str, Any] = {
-        "model": "tiny",
-        "messages": [{"role": "user", "content": "on and on"}],
-        "max_tokens": 60_000,
-        "temperature": 0,
-        "logit_bias": NO_END,
-    }
-    kinds: list[dict[str, Any]] = [{"stream": True}, {"stream": False}, {"stream": True, "n": 2}]
-    return [Ask(CHAT, body | kind) for kind in kinds * 2]
 
 
 def _assert_out_of_time(reply: Reply) -> None:
@@ -69,7 +49,7 @@ def test_answers_that_take_too_long(
         examination = examine(server)
         asks = examination.draw(6)
         with (
-            examination.load(_endless(), headers=headers, probe=False) as late,
+            examination.load(endless_asks(), headers=headers, probe=False) as late,
             examination.load(asks) as load,
         ):
             pass

@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["CHAT", "NO_END", "Ask", "Client", "Reply", "ask_all", "draw_asks", "sequences_of"]
+__all__ = [
+    "CHAT",
+    "NO_END",
+    "Ask",
+    "Client",
+    "Reply",
+    "ask_all",
+    "draw_asks",
+    "endless_asks",
+    "sequences_of",
+]
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -122,6 +132,22 @@ def _draw_ask(draw: random.Random, mark: str, tokens: int) -> Ask:
     if kind == "prompts":
         return Ask(COMPLETIONS, body | {"prompt": [text, text[::-1]]})
     return Ask(CHAT, body | {"messages": [{"role": "user", "content": text}]})
+
+
+def endless_asks() -> list[Ask]:
+    """Return requests that would take minutes: streams, bodies, and some with several choices.
+
+    Where the model has a window for them; see ``patient_model``.
+    """
+    body: dict[str, Any] = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": "on and on"}],
+        "max_tokens": 60_000,
+        "temperature": 0,
+        "logit_bias": NO_END,
+    }
+    kinds: list[dict[str, Any]] = [{"stream": True}, {"stream": False}, {"stream": True, "n": 2}]
+    return [Ask(CHAT, body | kind) for kind in kinds * 2]
 
 
 class Client:
