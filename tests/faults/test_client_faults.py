@@ -6,11 +6,14 @@ import contextlib
 import json
 import random
 import socket
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
+from support.asks import CHAT, NO_END
 from support.planted import planted
+from support.raw_http import request_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,16 +32,31 @@ _RUBBISH = (
     b"\xff\xfe\x00",
     b'{"model": "/etc/passwd", "messages": [{"role": "user", "content": "x"}]}',
 )
+_LONG = {
+    "model": "tiny",
+    "messages": [{"role": "user", "content": "on and on"}],
+    "n": 8,
+    "max_tokens": 8000,
+    "stream": True,
+    "logprobs": True,
+    "top_logprobs": 20,
+    "logit_bias": NO_END,
+}
 
 
 @contextlib.contextmanager
-def _connections(server: Patient, count: int, first: bytes) -> Iterator[list[socket.socket]]:
-    """Hold connections that have sent something and read nothing."""
+def _connections(
+    server: Patient, count: int, first: bytes, *, receive_buffer: int = 0
+) -> Iterator[list[socket.socket]]:
+    """Hold connections that have sent something and read nothing; with a buffer of so many bytes."""
     with contextlib.ExitStack() as stack:
         held = []
         for _ in range(count):
-            connection = socket.create_connection(("127.0.0.1", server.port), timeout=10)
-            stack.callback(connection.close)
+            connection = stack.enter_context(socket.socket())
+            connection.settimeout(10)
+            if receive_buffer:  # the kernel goes by it from the first packet on
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+            connection.connect(("127.0.0.1", server.port))
             connection.sendall(first)
             held.append(connection)
         yield held
@@ -70,52 +88,94 @@ def test_vanishing(tiny_model: Path, examine: Callable[[Patient], Examination], 
 
 
 @pytest.mark.battery
-@pytest.mark.parametrize(
-    "first",
-    [b"", b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Le"],
-    ids=["idle", "dripping"],
-)
-def test_many_connections(
-    tiny_model: Path, examine: Callable[[Patient], Examination], first: bytes
-) -> None:
-    """300 connections that send nothing, or half a request, while others are served: each question
-    whether the server lives is answered within a second.
+def test_idle_connections(tiny_model: Path, examine: Callable[[Patient], Examination]) -> None:
+    """300 connections that send nothing, while others are served: each question whether the server
+    lives is answered within a second.
     """
     with planted(tiny_model, "--max-batch", "4", "--max-queue", "28") as server:
         examination = examine(server)
         asks = examination.draw(10)
-        with _connections(server, 300, first) as held, examination.load(asks) as load:
-            for connection in held[::3]:
-                with contextlib.suppress(OSError):
-                    connection.sendall(first[:1])
+        with _connections(server, 300, b""), examination.load(asks) as load:
+            pass
+        examination.judge(load, slowest_probe=1.0)
+
+
+def _is_cut(dripping: socket.socket) -> bool:
+    """Send a byte more of a request; return whether the server has closed the connection."""
+    dripping.setblocking(False)
+    try:
+        dripping.send(b"x")
+        return not dripping.recv(1)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def _drip_until_cut(connections: list[socket.socket]) -> None:
+    """Send a byte on each now and then, for as long as it is open."""
+    deadline = time.monotonic() + 30
+    left = connections
+    while left := [each for each in left if not _is_cut(each)]:
+        assert time.monotonic() < deadline, f"{len(left)} are still open"
+        time.sleep(0.2)
+
+
+@pytest.mark.battery
+@pytest.mark.parametrize("part", ["X-Name: ", "Content-Length: 5000\r\n\r\n"], ids=["head", "body"])
+def test_dripping_connections(
+    tiny_model: Path, examine: Callable[[Patient], Examination], part: str
+) -> None:
+    """300 connections that send a byte now and then are cut when their time is over, while others
+    are served: each question whether the server lives is answered within a second.
+    """
+    flags = (
+        "--max-batch",
+        "4",
+        "--max-queue",
+        "28",
+        "--header-timeout",
+        "3",
+        "--body-timeout",
+        "3",
+    )
+    with planted(tiny_model, *flags) as server:
+        examination = examine(server)
+        asks = examination.draw(10)
+        key = server.headers["Authorization"]
+        first = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nAuthorization: {key}\r\n{part}"
+        with (
+            _connections(server, 300, first.encode()) as held,
+            examination.load(asks) as load,
+        ):
+            _drip_until_cut(held)
         examination.judge(load, slowest_probe=1.0)
 
 
 @pytest.mark.battery
 def test_stalled_readers(tiny_model: Path, examine: Callable[[Patient], Examination]) -> None:
-    """Clients that ask for long streams and read none of them hold up nobody."""
-    with planted(
-        tiny_model, "--max-batch", "4", "--max-queue", "28", "--idle-timeout", "5"
-    ) as server:
+    """Clients that ask for more than the sockets hold and read none of it hold up nobody, and are
+    cut.
+    """
+    flags = ("--max-batch", "48", "--max-queue", "48", "--idle-timeout", "3")
+    with planted(tiny_model, *flags) as server:
         examination = examine(server)
         asks = examination.draw(10)
-        body = json.dumps(
-            {
-                "model": "tiny",
-                "messages": [{"role": "user", "content": "on and on"}],
-                "max_tokens": 2000,
-                "stream": True,
-            }
-        )
-        head = "".join(f"{name}: {value}\r\n" for name, value in server.headers.items())
-        request = (
-            f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n{head}"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
-        )
-        with _connections(server, 8, request.encode()), examination.load(asks) as load:
-            pass
-        examination.sent_besides(8)
+        headers = {"Host": "localhost", "Content-Type": "application/json", **server.headers}
+        request = request_bytes("POST", CHAT, headers, json.dumps(_LONG).encode())
+        with (
+            _connections(server, 4, request, receive_buffer=4096),
+            examination.load(asks) as load,
+        ):
+            server.wait_for(lambda: _gone(server) == 4, "the stalled are cut")
+        examination.sent_besides(4)
         examination.judge(load)
+
+
+def _gone(server: Patient) -> float:
+    """Return how many requests were cancelled because nobody read what came of them."""
+    name = "pharos_requests_finished_total"
+    return server.total(name, finish_reason="cancelled", error_type="client_gone")
 
 
 @pytest.mark.battery
