@@ -75,8 +75,7 @@ class Examination:
         self._mark = f"/home/{mark}/.ssh hf_{mark} https://user:{mark}@hub.example/{mark}"
         server.secrets.append(mark)
         self._undisturbed: dict[int, Reply] = {}
-        self._sent = 0
-        self._known = server.total("pharos_requests_finished_total")
+        server.sent = int(server.total("pharos_requests_finished_total"))
         self._bounds = Bounds(server)
         self._probes: list[tuple[float, int]] = []
         """Of ``/livez``: how long each took, and its status; 0 where there was none."""
@@ -100,7 +99,7 @@ class Examination:
 
     def sent_besides(self, count: int) -> None:
         """Take note of generation requests that a test sent by other means."""
-        self._sent += count
+        self.server.sent += count
         self._tally.requests += count
 
     def send_raw(self, body: bytes) -> bytes:
@@ -197,7 +196,10 @@ class Examination:
         self._judge_refusal()
 
     def judge_end(self, load: Load, *, whole: bool) -> None:
-        """Ask what can be asked of a server that has ended: the first, second and fourth."""
+        """Ask what can be asked of a server that has ended: the first, second and fourth.
+
+        What it counted, and its spans, are compared when its collector is looked through.
+        """
         self._judge_ends(load.replies, whole=whole, refusals=True)
         self._judge_secrets()
 
@@ -231,10 +233,10 @@ class Examination:
             assert truth is None or truth.texts[choice].startswith(text)
 
     def _judge_counts(self) -> None:
-        counted = self.server.total("pharos_requests_finished_total") - self._known
-        self._tally.lost += max(0, int(self._sent - counted))
-        self._tally.doubled += max(0, int(counted - self._sent))
-        assert self._sent == counted
+        sent, counted = self.server.sent, self.server.total("pharos_requests_finished_total")
+        self._tally.lost += max(0, int(sent - counted))
+        self._tally.doubled += max(0, int(counted - sent))
+        assert sent == counted
 
     def _judge_secrets(self) -> None:
         """Every answer was searched as it came; spans are, with the log, when the server has ended."""

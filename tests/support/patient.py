@@ -44,6 +44,8 @@ class Patient:
         """Beginnings of answers that held a secret."""
         self.collector: Collector | None = None
         """What takes its telemetry, where the test can look into it."""
+        self.sent = 0
+        """Generation requests that it was sent, those that were refused included."""
 
     @property
     def pid(self) -> int:

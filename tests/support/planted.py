@@ -9,11 +9,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from support.collector import collector
+from support.collector import attributes_of, collector
 from support.patient import patient, run_to_end
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+    from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
 
     from support.collector import Collector
     from support.patient import Patient
@@ -43,7 +45,7 @@ def planted(
     """Serve a model out of a directory whose name is a secret, among variables that hold some.
 
     A collector takes the telemetry, unless the flags name one; when all is over, what it
-    received and the whole log are searched.
+    received and the whole log are searched, and every request has to be in it.
 
     Args:
         model: A directory, which is copied, or a name.
@@ -68,6 +70,8 @@ def planted(
             server.collector = target
             yield server
         _search(server, target)
+        if target is not None and not server.was_killed:
+            _judge_arrivals(server, target)
 
 
 def ended(
@@ -120,5 +124,26 @@ def _search(server: Patient, target: Collector | None) -> None:
     for place, text in places.items():
         for secret in server.secrets:
             assert secret not in text, f"a secret is in the {place}"
-    if target is not None and not server.was_killed:
-        assert target.spans(), "no span came, so none was judged"
+
+
+def _judge_arrivals(server: Patient, target: Collector) -> None:
+    """A server that ended in order has sent its last words before: each request is counted, and has
+    the span of a generation. More spans at once than may wait are dropped, and that is told.
+    """
+    assert target.spans(), "no span came, so none was judged"
+    metrics = target.metrics()
+    assert server.sent == _total(metrics.get("pharos.requests.finished"))
+    generations = {
+        span.span_id for span in target.spans() if "gen_ai.operation.name" in attributes_of(span)
+    }
+    if _total(metrics.get("pharos.telemetry.dropped"), signal="traces"):
+        assert len(generations) <= server.sent
+    else:
+        assert server.sent == len(generations)
+
+
+def _total(metric: Metric | None, **attributes: str) -> float:
+    """Return the sum of a counter over its series, or over those that have these attributes."""
+    points = metric.sum.data_points if metric else ()
+    chosen = [point for point in points if attributes.items() <= attributes_of(point).items()]
+    return float(sum(point.as_int or point.as_double for point in chosen))
