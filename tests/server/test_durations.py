@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import statistics
+import time
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
@@ -13,18 +16,24 @@ from mlx_pharos.telemetry.collector import make_window
 from mlx_pharos.telemetry.telemetry import Telemetry, TelemetryOptions
 from support.access_log import access_log
 from support.books import Books, epoch_offset_ns
-from support.client import wait_until
+from support.client import CHAT, chat_body, wait_until
 from support.collector import collector
+from support.tiny_model import write_tiny_model
 from support.traffic import Traffic
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
+    from pathlib import Path
 
 pytestmark = pytest.mark.timeout(100)
 """On a busy machine a hundred requests, one after the other, take their time."""
 
 _ROUND = {"plain": 8, "stream": 12, "report": 6, "bad": 6}
 _ROUNDS = 3
+_STAY_SECONDS = 0.5
+_NOTICED_SECONDS = 2.0
+"""A poll of 0.2 s, and what a busy machine adds to it."""
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +108,48 @@ def _differences(books: Books) -> dict[tuple[str, str], list[float]]:
             first = seen.first_at - seen.sent_at
             found[seen.kind, "first text"].append(abs(first - line["first_token_seconds"]))
     return found
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
+def test_a_duration_ends_when_the_client_leaves(
+    stream: bool, tmp_path: Path, serving: Callable[..., Any]
+) -> None:
+    """Of an answer that would take a minute: no earlier than the client left, and no later than the
+    server looks whether it is still there. Both ends are measured at the client.
+    """
+    model = write_tiny_model(tmp_path / "long", context_length=65536)
+    with serving(model) as server, access_log() as log:
+        sent_at = time.monotonic()
+        connection = server.send(CHAT, **chat_body(max_tokens=60_000, stream=stream))
+        wait_until(lambda: server.engine.snapshot().running == 1)
+        begun_at = time.monotonic()
+        while time.monotonic() < begun_at + _STAY_SECONDS:
+            _read_for(connection, 0.1)
+        left_at = time.monotonic()
+        connection.close()
+        wait_until(lambda: bool(log.lines()), 2 * _NOTICED_SECONDS)
+        (line,) = log.lines()
+        scrape = server.get("/metrics").body.decode()
+    assert ("cancelled", True) == (line["finish_reason"], line["client_left"])
+    labels = r"\{[^}]*error_type=\"client_gone\"[^}]*\} (\S+)$"
+    for seconds in (
+        line["duration_seconds"],
+        _value(rf"^http_server_request_duration_seconds_sum{labels}", scrape),
+        _value(rf"^gen_ai_server_request_duration_seconds_sum{labels}", scrape),
+    ):
+        # Figures of the log are rounded to a tenth of a millisecond.
+        assert left_at - begun_at - 1e-4 <= seconds
+        assert seconds <= left_at - sent_at + _NOTICED_SECONDS
+
+
+def _read_for(connection: socket.socket, seconds: float) -> None:
+    """Take what comes of an answer, or nothing where nothing comes."""
+    connection.settimeout(seconds)
+    with contextlib.suppress(TimeoutError):
+        assert connection.recv(65536)
+
+
+def _value(pattern: str, scrape: str) -> float:
+    """Return the only value in the scrape that a pattern matches."""
+    (found,) = re.findall(pattern, scrape, re.MULTILINE)
+    return float(found)
