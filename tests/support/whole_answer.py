@@ -47,9 +47,11 @@ def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
     return [b"x"]
 
 
-def ask(application: Callable[..., Any]) -> None:
-    """Send one request, and take the answer."""
-    environ = {"REQUEST_METHOD": "POST", "wsgi.url_scheme": "http", "HTTP_TRACEPARENT": _TRACE}
+def ask(application: Callable[..., Any], traceparent: str = _TRACE) -> None:
+    """Send one request with the caller's trace, or with none where it is empty; take the answer."""
+    environ = {"REQUEST_METHOD": "POST", "wsgi.url_scheme": "http"}
+    if traceparent:
+        environ["HTTP_TRACEPARENT"] = traceparent
     body = application(environ, _started)
     for _ in body:
         pass
