@@ -22,6 +22,8 @@ __all__ = ["Answer", "RunningServer", "events", "read_answer", "wait_until"]
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
+_PATIENCE = 40.0
+"""Seconds for an answer. Who measures how long one takes does so itself; a busy machine is no fault."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class RunningServer:
         body: bytes | None,
         headers: dict[str, str] | None,
     ) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=15)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_PATIENCE)
         try:
             connection.request(method, path, body, headers or {})
             response = connection.getresponse()
