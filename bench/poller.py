@@ -1,12 +1,15 @@
 """Reads a server's metrics again and again from a process of its own, and times each answer.
 
-``python -m bench.poller PORT PAUSE PATH...`` reads each path, pauses, and prints one JSON object
-of lists of seconds by path when its standard input closes, after a line that says it has begun.
+``python -m bench.poller PORT PERIOD PATH...`` reads each path once in so many seconds, one after the
+other with a pause between, so that none waits for what the answer before it left to do. It prints
+one JSON object of lists of seconds by path when its standard input closes, after a line that says
+it has begun.
 """
 
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import select
 import subprocess
@@ -30,11 +33,11 @@ _ACCEPT = (
 
 @contextmanager
 def polling(
-    port: int, pause: float, paths: Sequence[str] = SCRAPES
+    port: int, period: float, paths: Sequence[str] = SCRAPES
 ) -> Iterator[dict[str, list[float]]]:
     """Poll while the context lasts; the dictionary has the seconds by path after it."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "bench.poller", str(port), str(pause), *paths],
+        [sys.executable, "-m", "bench.poller", str(port), str(period), *paths],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -53,19 +56,21 @@ def polling(
 
 def main() -> None:
     """Poll until nobody listens any more."""
-    port, pause, paths = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]
+    port, paths = int(sys.argv[1]), sys.argv[3:]
+    pause = float(sys.argv[2]) / len(paths)
     seconds: dict[str, list[float]] = {path: [] for path in paths}
     # Kept open, as Prometheus does.
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     print("polling", flush=True)
-    while not select.select([sys.stdin], [], [], pause)[0]:
-        for path in paths:
-            begin = time.monotonic()
-            connection.request("GET", path, headers={"Accept": _ACCEPT})
-            response = connection.getresponse()
-            response.read()
-            seconds[path].append(time.monotonic() - begin)
-            assert response.status == http.HTTPStatus.OK, response.status
+    for path in itertools.cycle(paths):
+        if select.select([sys.stdin], [], [], pause)[0]:
+            break
+        begin = time.monotonic()
+        connection.request("GET", path, headers={"Accept": _ACCEPT})
+        response = connection.getresponse()
+        response.read()
+        seconds[path].append(time.monotonic() - begin)
+        assert response.status == http.HTTPStatus.OK, response.status
     print(json.dumps(seconds))
 
 
