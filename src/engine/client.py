@@ -208,19 +208,18 @@ class EngineClient:
         self._send()
         return [flight.generation for flight in flights]
 
-    def refusal_while_full(self) -> PharosError | None:
-        """Return what any request is refused with while there is no place at all; None if there is.
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no place for any request. Safe from any thread, and waits for nothing."""
+        return self._admission.is_full
 
-        Safe from any thread, and waits for nothing.
-        """
-        if not self._admission.is_full:
-            return None
+    def refusal(self) -> PharosError:
+        """Return what one without a place is refused with. The next one is told to come later."""
         try:
             self._refuse_unless_ready()
-            self._admission.refuse_if_full()
         except PharosError as error:
             return error
-        return None
+        return self._admission.refusal()
 
     def drain(self) -> None:
         """Refuse new work from now on; what runs goes on."""

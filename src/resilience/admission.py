@@ -55,12 +55,11 @@ class Admission:
         """Whether there is no place for anybody."""
         return self._taken >= self._capacity
 
-    def refuse_if_full(self) -> None:
-        """Raise :class:`QueueFullError` where there is no place for anybody."""
+    def refusal(self) -> QueueFullError:
+        """Return what one is told for whom there is no place; the next one is told a later time."""
         now = self._clock()
         with self._lock:
-            if self.is_full:
-                raise self._full(now, places=1)
+            return self._full(now, places=1)
 
     def take(self, places: int, tenant: int = 0) -> None:
         """Take ``places`` at once, or raise.

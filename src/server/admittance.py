@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..engine.client import EngineClient
-    from ..resilience.errors import PharosError
     from ..resilience.rates import Rates
     from .caller import Caller
 
@@ -24,12 +23,12 @@ class Admittance:
         self._rates = rates
         self._engine = engine
 
-    def admit(self, caller: Caller, refusal: PharosError | None = None) -> None:
+    def admit(self, caller: Caller, *, turned_away: bool = False) -> None:
         """Count a request; one that was counted before is not counted again.
 
         Args:
             caller: Whose it is.
-            refusal: What it is refused with if not for its rate; None asks the engine.
+            turned_away: Whether it was found before that there is no place; else it is looked now.
 
         Raises:
             RateLimitError: The caller sends more than it may.
@@ -39,9 +38,8 @@ class Admittance:
             return
         caller.admitted = True
         self._rates.take_request(caller.tenant)
-        refusal = refusal or self._engine.refusal_while_full()
-        if refusal is not None:
-            raise refusal
+        if turned_away or self._engine.is_full:
+            raise self._engine.refusal()
 
     def headers(self, caller: Caller) -> list[tuple[str, str]]:
         """Return the headers that tell a caller what is left of its rates; none if it has none."""

@@ -34,7 +34,6 @@ from .task import Task
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..resilience.errors import PharosError
     from .loop import Members
     from .options import ServerOptions
 
@@ -222,9 +221,9 @@ class Server(TcpWSGIServer):
 
     channel_class = Channel
     options: ServerOptions
-    """Set by whoever makes the server, before the I/O thread runs, as is :attr:`full`."""
-    full: Callable[[], PharosError | None]
-    """What each generation is refused with now; see :class:`.listener.Listener`."""
+    """Set by whoever makes the server, before the I/O thread runs, as is :attr:`has_no_place`."""
+    has_no_place: Callable[[], bool]
+    """Whether no generation has a place now; see :class:`.listener.Listener`."""
 
     next_channel_cleanup = math.inf  # type: ignore[assignment] # it only compares
     """waitress would go by the wall clock; :meth:`readable` does what it would."""
@@ -261,7 +260,7 @@ class Server(TcpWSGIServer):
         request: Any = channel.requests[0]
         if self.in_loop and not channel.total_outbufs_len:
             if not request.error and request.command == "POST" and request.path in GENERATION_PATHS:
-                request.turned_away = self.full()
+                request.turned_away = self.has_no_place()
             if request.error or request.turned_away:
                 self.later(channel.service)
                 return
@@ -338,7 +337,8 @@ class Server(TcpWSGIServer):
         for _ in range(_ACCEPTS):
             before = len(self._connections())
             super().handle_accept()
-            if len(self._connections()) == before or self.is_full:
+            # Fewer: there was no file for one, and another has given way for it.
+            if len(self._connections()) <= before or self.is_full:
                 break
         self._make_room()
 

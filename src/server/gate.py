@@ -49,7 +49,7 @@ OPERATION_PATHS = METRICS_PATHS | {"/livez", "/readyz", "/health"}
 REFUSAL: Final = "pharos.refusal"
 """Where a request's environment has the error that its parser found."""
 TURNED_AWAY: Final = "pharos.turned_away"
-"""Where it has what it is refused with unless something else is found before: it goes no further."""
+"""Where it has whether it is refused for want of a place, unless the judges before find something."""
 _OPERATIONS: Final = "pharos.operations"
 _log = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ class Gate:
 
     def _admit(self, environ: WSGIEnvironment, path: str, caller: Caller) -> None:
         try:
-            self._admittance.admit(caller, environ.get(TURNED_AWAY))
+            self._admittance.admit(caller, turned_away=environ.get(TURNED_AWAY, False))
         except Exception as error:
             # A generation that was refused, as the figures have it.
             draft = GenerationDraft(operation=GENERATION_PATHS[path], model=self._model)

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from _typeshed.wsgi import WSGIApplication
 
-    from ..resilience.errors import PharosError
     from .options import ServerOptions
     from .shutdown import Shutdown
 
@@ -46,6 +45,10 @@ def _nothing() -> None:
     """Nobody wants to know."""
 
 
+def _never() -> bool:
+    return False
+
+
 class ListenError(Exception):
     """The server cannot listen; the text says what to do."""
 
@@ -58,8 +61,8 @@ class Listener:
         options: Fixed for the listener's life.
         shutdown: Where the application sees how far the drain is.
         on_drain: Called once in the thread of :meth:`run`, when new work is refused.
-        full: Returns what each generation is refused with now, whoever wants it; None where it is not.
-            Called in that thread for each of them; must not wait.
+        is_full: Returns whether there is no place for a generation, whoever wants it. Called in that
+            thread for each of them; must not wait.
         on_turn: Called in that thread each time that the loop has turned; must be quick.
         turn_seconds: How often the loop has to turn at least while nothing happens.
 
@@ -74,13 +77,13 @@ class Listener:
         shutdown: Shutdown,
         *,
         on_drain: Callable[[], None],
-        full: Callable[[], PharosError | None] = _nothing,
+        is_full: Callable[[], bool] = _never,
         on_turn: Callable[[], None] = _nothing,
         turn_seconds: float = _LOOP_SECONDS,
     ) -> None:
         self._options = options
         self._on_drain = on_drain
-        self._full = full
+        self._is_full = is_full
         self._on_turn = on_turn
         self._loop_seconds = min(_LOOP_SECONDS, turn_seconds)
         self._shutdown = shutdown
@@ -162,7 +165,7 @@ class Listener:
             sockinfo=(sock.family, sock.type, sock.proto, sock.getsockname()),
         )
         server.options = self._options
-        server.full = self._full
+        server.has_no_place = self._is_full
         return server
 
 

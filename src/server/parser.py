@@ -24,7 +24,6 @@ from .refusal import Refusal, refusal_of
 if TYPE_CHECKING:
     from waitress.adjustments import Adjustments
 
-    from ..resilience.errors import PharosError
     from .options import ServerOptions
 
 __all__ = ["Chunks", "Parser"]
@@ -100,8 +99,8 @@ class Parser(HTTPRequestParser):
 
     # waitress leaves out what it could not read.
     command: str = _UNREAD  # type: ignore[assignment] # where it was read it is text, too
-    turned_away: PharosError | None = None
-    """What the request is refused with if nothing else is wrong with it; see :class:`.channel.Server`."""
+    turned_away = False
+    """Whether there is no place for the request; see :class:`.channel.Server`."""
     path = "/"
     request_uri = query = ""
     url_scheme = "http"

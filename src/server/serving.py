@@ -120,7 +120,7 @@ def _listener(
         options,
         shutdown,
         on_drain=drain,
-        full=engine.refusal_while_full,
+        is_full=lambda: engine.is_full,
         on_turn=notify.turn,
         turn_seconds=notify.turn_seconds,
     )

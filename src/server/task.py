@@ -25,8 +25,7 @@ class Task(WSGITask):
         """Return the WSGI environment."""
         environ: dict[str, Any] = super().get_environment()
         request: Any = self.request
-        if request.turned_away is not None:
-            environ[TURNED_AWAY] = request.turned_away
+        environ[TURNED_AWAY] = request.turned_away
         return environ
 
     def write(self, data: bytes) -> None:

@@ -72,7 +72,7 @@ def _serving(
     try:
         app = create_app(options, engine, telemetry, shutdown)
         listener = Listener(
-            app, options, shutdown, on_drain=engine.drain, full=engine.refusal_while_full
+            app, options, shutdown, on_drain=engine.drain, is_full=lambda: engine.is_full
         )
         with operations_listener(app, options, shutdown) as operations:
             loop = threading.Thread(target=listener.run, name="listener")

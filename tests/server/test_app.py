@@ -23,9 +23,7 @@ class BrokenEngine:
     state = EngineState.READY
     loaded = None
     retry_after = 1.0
-
-    def refusal_while_full(self) -> None:
-        """Do nothing: there is always a place."""
+    is_full = False
 
     def submit_all(self, *_: object, **__: object) -> None:
         """Fail."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
 import json
 import socket
 import threading
@@ -10,9 +12,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from waitress.server import TcpWSGIServer
 
 from mlx_pharos.resilience.api_keys import ApiKey
-from mlx_pharos.server.channel import Channel
+from mlx_pharos.server.channel import _FILES_SECONDS, Channel
 from support.client import CHAT, chat_body, read_answer, wait_until
 
 if TYPE_CHECKING:
@@ -104,6 +107,34 @@ def test_who_has_sent_its_request_is_answered_however_late_it_is_read(
                 connection.sendall(probe)
         for connection in [*early, *late]:
             assert read_all(connection).startswith(b"HTTP/1.1 200 ")
+
+
+def test_without_a_file_one_gives_way_at_a_time(
+    tiny_model: Path, serving: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine without a file for a newcomer is asked again after a pause, and not in the same turn."""
+    monkeypatch.setattr("mlx_pharos.server.channel._NEWCOMER_SECONDS", 0)
+    real, asked_at = TcpWSGIServer.accept, []
+
+    def accept(server: Server) -> Any:
+        asked_at.append(time.monotonic())
+        if len(asked_at) <= 3:
+            raise OSError(errno.ENFILE, "no file")
+        return real(server)
+
+    with (
+        serving(tiny_model, ready=False, connection_limit=32) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        (listening,) = server.listener._servers
+        for _ in range(10):
+            stack.enter_context(server.connect())
+        wait_until(lambda: len(listening._channels()) == 10)
+        monkeypatch.setattr(TcpWSGIServer, "accept", accept)
+        assert 200 == server.get("/livez").status
+        for earlier, later in itertools.pairwise(asked_at[:4]):
+            assert later - earlier >= _FILES_SECONDS
+        assert 10 - 3 <= len(listening._channels()) <= 10 - 3 + 1  # the one that was just answered
 
 
 @contextlib.contextmanager

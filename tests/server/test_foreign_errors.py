@@ -120,13 +120,11 @@ class _Raising:
     loaded = None
     retry_after = 1.0
     in_flight = 0
+    is_full = False
 
     def __init__(self) -> None:
         self.error: Exception = ValueError()
         self.late = False
-
-    def refusal_while_full(self) -> None:
-        """Do nothing: there is always a place."""
 
     def submit_all(self, *_: object, **__: object) -> list[Generation]:
         """Raise now, or let the generation do it."""

@@ -10,7 +10,6 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from mlx_pharos.resilience.api_keys import ApiKey
-from mlx_pharos.resilience.errors import QueueFullError
 from mlx_pharos.server.gate import REFUSAL, TURNED_AWAY
 from mlx_pharos.server.listener import Listener
 from mlx_pharos.server.options import ServerOptions
@@ -37,7 +36,7 @@ class Doors:
     def __call__(self, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
         """Refuse at once what is refused in any case."""
         name = threading.current_thread().name
-        if TURNED_AWAY in environ or REFUSAL in environ:
+        if environ.get(TURNED_AWAY) or REFUSAL in environ:
             self.refused_in.append(name)
             start("503 SERVICE UNAVAILABLE", [("Content-Length", "2")])
         else:
@@ -51,13 +50,12 @@ class Doors:
 def _listening(doors: Doors, is_full: threading.Event) -> Iterator[Listener]:
     """Listen with as few threads as there can be."""
     options = ServerOptions(("tiny",), port=0, threads=1, drain_seconds=1.0)
-    error = QueueFullError("full", retry_after=1.0)
     listener = Listener(
         doors,
         options,
         Shutdown(),
         on_drain=lambda: None,
-        full=lambda: error if is_full.is_set() else None,
+        is_full=is_full.is_set,
     )
     loop = threading.Thread(target=listener.run, name="the loop")
     loop.start()
@@ -123,7 +121,9 @@ def test_requests_in_a_pipeline_are_refused_one_after_the_other() -> None:
         doors.open.set()
         received = b""
         while received.count(b"ok") < 51:
-            received += connection.recv(65536)
+            data = connection.recv(65536)
+            assert data, received
+            received += data
         assert [b"503"] * 50 + [b"200"] == re.findall(rb"HTTP/1.1 (\d+)", received)
         assert ["the loop"] * 50 == doors.refused_in
         assert "the loop" not in doors.inside
@@ -154,6 +154,11 @@ def test_what_is_wrong_with_a_request_is_told_before_that_the_server_is_full(
         for headers, expected in asked:
             answer = server.post(CHAT, json.dumps(chat_body()).encode(), **headers)
             assert expected == (answer.status, answer.error["code"]), headers
+        for _ in range(100):  # none of them is one who waits for a place
+            assert 401 == server.request("POST", CHAT).status
+        last = server.post(CHAT, chat_body(), Authorization="Bearer second")
+        assert (503, "queue_full") == (last.status, last.error["code"])
+        assert int(last.headers["Retry-After"]) < 60
         for connection in busy:
             connection.close()
         server.wait_idle()

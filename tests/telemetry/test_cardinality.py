@@ -58,13 +58,11 @@ class _FullEngine:
     pid = None
     retry_after = 1.0
     silent_seconds = 0.0
+    is_full = False
 
     def snapshot(self) -> EngineSnapshot:
         """Nothing runs."""
         return EngineSnapshot()
-
-    def refusal_while_full(self) -> None:
-        """Do nothing: there is always a place."""
 
     def submit_all(self, *_: object, **__: object) -> None:
         """Refuse."""
