@@ -130,16 +130,20 @@ class MetricSender(PeriodicExportingMetricReader):
         self._counting = threading.Lock()
         self._in_flight = 0
         """Data points that are being sent."""
-        self._given_up = False
+        self._closing = self._given_up = False
+        self._is_last = False
+        """Whether those that are being sent were collected at the end."""
         super().__init__(exporter, cardinality_limits=dict(cardinality_limits))
 
     def close(self, timeout_seconds: float) -> None:
         """Send once more; what is not sent after the time is lost and counted."""
+        self._closing = True
         self.shutdown(timeout_millis=timeout_seconds * 1e3)
         with self._counting:
             self._given_up = True
-            left = self._in_flight
-        self._losses.add("metrics", "shutdown", left)
+            self._losses.add("metrics", "shutdown", self._in_flight)
+            if self._in_flight and not self._is_last:
+                self._losses.lose_uncounted()  # what would have been collected now
 
     def _receive_metrics(
         self,
@@ -155,7 +159,7 @@ class MetricSender(PeriodicExportingMetricReader):
             with self._counting:
                 if self._given_up:
                     return
-                self._in_flight = points
+                self._in_flight, self._is_last = points, self._closing
             try:
                 sent = self._target.export(data, timeout_millis=timeout_millis)
             except Exception:  # noqa: BLE001 - a thread's border: an exporter may raise anything
@@ -163,9 +167,8 @@ class MetricSender(PeriodicExportingMetricReader):
                 sent = MetricExportResult.FAILURE
             with self._counting:
                 self._in_flight = 0
-                lost = sent is not MetricExportResult.SUCCESS and not self._given_up
-        if lost:
-            self._losses.add("metrics", "export_failed", points)
+                if sent is not MetricExportResult.SUCCESS and not self._given_up:
+                    self._losses.add("metrics", "export_failed", points)
 
 
 def _points(data: MetricsData) -> int:

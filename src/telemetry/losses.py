@@ -34,6 +34,7 @@ class Losses:
         self._counts = dict.fromkeys(_POSSIBLE, 0)
         self._before_shutdown: dict[tuple[str, str], int] | None = None
         """The counts when the shutdown began; None before it."""
+        self._uncounted = False
         self._log = log
 
     def add(self, signal: str, reason: str, count: int) -> None:
@@ -49,6 +50,10 @@ class Losses:
             f"telemetry does not reach the collector: {signal} dropped, {reason}; "
             f"{total} items since the start"
         )
+
+    def lose_uncounted(self) -> None:
+        """Take note that the shutdown lost something that nobody could count."""
+        self._uncounted = True
 
     def begin_shutdown(self) -> None:
         """From now on count alone: :meth:`tell_shutdown` says all of it in one line."""
@@ -69,8 +74,8 @@ class Losses:
                 if (new := count - before.get((signal, reason), 0))
             ]
             total = sum(self._counts.values())
-        if not complete:
-            lost.append("more that was still being sent")
+        if self._uncounted or not complete:
+            lost.append("more that was not sent in time")
         if lost:
             self._log.say(
                 "telemetry did not reach the collector before the end: "

@@ -68,8 +68,11 @@ def test_lost_lines_are_counted_and_beget_no_lines(
     clock = [1000.0]
 
     def lose(lines: int) -> None:
+        said = len(_of_telemetry(caplog))
         for _ in range(lines):
             _requests.info("request")
+        # The line about it first: a lost span might have it otherwise.
+        wait_until(lambda: len(_of_telemetry(caplog)) > said)
         wait_until(lambda: losses.count("logs") == len(_told(caplog)))
         for _ in range(5):  # a span each, so that sending goes on to fail
             before = losses.count("traces")
@@ -102,7 +105,7 @@ def test_logging_never_waits(
     """However the collector is, 5,000 lines are taken at once, memory holds one queue, none is missing."""
     monkeypatch.setenv("OTEL_BLRP_MAX_QUEUE_SIZE", "100")
     monkeypatch.setenv("OTEL_BLRP_MAX_EXPORT_BATCH_SIZE", "10")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "5")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "30")
     caplog.set_level(logging.INFO)
     with _endpoint(fault) as endpoint:
         telemetry = Telemetry(TelemetryOptions(model="tiny", otlp_endpoint=endpoint))
@@ -111,15 +114,17 @@ def test_logging_never_waits(
             begin = time.monotonic()
             _requests.info("request")
             longest = max(longest, time.monotonic() - begin)
-        assert longest < 0.7  # an attempt takes 0.8 s at least, with the wait before its retry
+        assert longest < 10  # where somebody waits for an export it is half a minute
         told = len(_told(caplog))
         telemetry.shutdown(budget_seconds=0.5)
         assert telemetry.losses.count("logs", "queue_full") >= 4000
-        assert 5001 <= told == telemetry.losses.count("logs")
+        assert told >= 5001
+        wait_until(lambda: told == telemetry.losses.count("logs"))
 
 
-def test_recovery_comes_by_itself() -> None:
+def test_recovery_comes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once the collector answers again new lines arrive, and how many are lost is told there."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "3")  # also where the machine is busy
     port = dead_port()
     with Telemetry(
         TelemetryOptions(model="tiny", otlp_endpoint=f"http://127.0.0.1:{port}")
