@@ -12,6 +12,7 @@ import pytest
 from mlx_pharos.engine.client import EngineClient, start_engine
 from mlx_pharos.engine.engine_state import Endurance
 from mlx_pharos.engine.protocol import ChatMessage, ChatPrompt, Delta, Sampling, TextPrompt
+from mlx_pharos.resilience.errors import EngineUnavailableError
 from mlx_pharos.resilience.restarts import RestartPolicy
 from support.engine import GREEDY, Answer, collect, engine_options, wait_until_idle
 
@@ -57,6 +58,17 @@ def _requests() -> list[tuple[Prompt, Sampling, dict[str, Any]]]:
     ]
 
 
+def _submit(
+    engine: EngineClient, prompt: Prompt, sampling: Sampling, fields: dict[str, Any]
+) -> Generation:
+    """Submit; again once there is an engine, where this thread was late and it died before."""
+    while True:
+        try:
+            return engine.submit(prompt, sampling, **fields)
+        except EngineUnavailableError:
+            assert engine.wait_ready(20), engine.down_reason
+
+
 def _run(
     engine: EngineClient, requests: Sequence[tuple[Prompt, Sampling, dict[str, Any]]]
 ) -> list[tuple[Generation, Answer, threading.Thread]]:
@@ -64,7 +76,7 @@ def _run(
     found = []
     for prompt, sampling, options in requests:
         fields = {"max_tokens": _TOKENS} | options
-        generation = engine.submit(prompt, sampling, **fields)
+        generation = _submit(engine, prompt, sampling, fields)
         answer = Answer()
         n = options.get("n", 1)
 
