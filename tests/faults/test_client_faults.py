@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from support.asks import CHAT, NO_END
+from support.asks import CHAT, large_body
 from support.planted import planted
 from support.raw_http import request_bytes
 
@@ -32,16 +32,6 @@ _RUBBISH = (
     b"\xff\xfe\x00",
     b'{"model": "/etc/passwd", "messages": [{"role": "user", "content": "x"}]}',
 )
-_LONG = {
-    "model": "tiny",
-    "messages": [{"role": "user", "content": "on and on"}],
-    "n": 8,
-    "max_tokens": 8000,
-    "stream": True,
-    "logprobs": True,
-    "top_logprobs": 20,
-    "logit_bias": NO_END,
-}
 
 
 @contextlib.contextmanager
@@ -162,7 +152,8 @@ def test_stalled_readers(tiny_model: Path, examine: Callable[[Patient], Examinat
         examination = examine(server)
         asks = examination.draw(10)
         headers = {"Host": "localhost", "Content-Type": "application/json", **server.headers}
-        request = request_bytes("POST", CHAT, headers, json.dumps(_LONG).encode())
+        body = large_body(n=8, max_tokens=8000, stream=True)
+        request = request_bytes("POST", CHAT, headers, json.dumps(body).encode())
         with (
             _connections(server, 4, request, receive_buffer=4096),
             examination.load(asks) as load,

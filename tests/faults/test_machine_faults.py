@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from support.asks import CHAT, NO_END, Ask
+from support.asks import CHAT, Ask, large_body
 from support.planted import planted
 
 if TYPE_CHECKING:
@@ -21,15 +21,6 @@ if TYPE_CHECKING:
     from support.patient import Patient
 
 _NARROW = ("--max-batch", "4", "--max-queue", "28")
-_LARGE = {
-    "model": "tiny",
-    "messages": [{"role": "user", "content": "on and on"}],
-    "n": 4,
-    "max_tokens": 400,
-    "logprobs": True,
-    "top_logprobs": 20,
-    "logit_bias": NO_END,
-}
 """Its answer has almost 2 MB."""
 
 pytestmark = pytest.mark.battery
@@ -81,7 +72,9 @@ def test_no_file_can_be_written(
     with planted(tiny_model, *_NARROW) as server:
         examination = examine(server)
         asks = examination.draw(10)
-        asks += [Ask(CHAT, _LARGE | {"stream": stream}) for stream in (False, True)]
+        asks += [
+            Ask(CHAT, large_body(n=4, max_tokens=400, stream=stream)) for stream in (False, True)
+        ]
         process = psutil.Process(server.pid)
         before = process.rlimit(resource.RLIMIT_FSIZE)
         process.rlimit(resource.RLIMIT_FSIZE, (0, before[1]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import time
@@ -12,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from support.collector import attributes_of, black_hole, collector, dead_port
+from support.collector import attributes_of, collector, failing_collector
 from support.polling import until
 from support.served import Served, serve_model
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -37,19 +35,6 @@ def _chat(address: str) -> dict[str, Any]:
     with urllib.request.urlopen(request, timeout=15) as answer:
         found: dict[str, Any] = json.load(answer)
         return found
-
-
-@contextlib.contextmanager
-def _endpoint(fault: str) -> Iterator[str]:
-    if fault == "dead":
-        yield f"http://127.0.0.1:{dead_port()}"
-    elif fault == "silent":
-        with black_hole() as endpoint:
-            yield endpoint
-    else:
-        with collector() as target:
-            target.status = 503
-            yield target.endpoint
 
 
 def test_a_request_is_a_trace_at_the_collector(tiny_model: Path) -> None:
@@ -83,7 +68,7 @@ def test_an_absent_collector_is_not_noticed(fault: str, tiny_model: Path) -> Non
         "OTEL_METRIC_EXPORT_INTERVAL": "200",
         "OTEL_EXPORTER_OTLP_TIMEOUT": "0.3",
     }
-    with _endpoint(fault) as endpoint:
+    with failing_collector(fault) as endpoint:
         flags = [*FLAGS, "--otlp-endpoint", endpoint]
         with serve_model(tiny_model, *flags, variables=variables) as served:
             for _ in range(5):

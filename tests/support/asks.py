@@ -22,6 +22,7 @@ __all__ = [
     "ask_all",
     "draw_asks",
     "endless_asks",
+    "large_body",
     "sequences_of",
 ]
 
@@ -132,6 +133,18 @@ def _draw_ask(draw: random.Random, mark: str, tokens: int) -> Ask:
     if kind == "prompts":
         return Ask(COMPLETIONS, body | {"prompt": [text, text[::-1]]})
     return Ask(CHAT, body | {"messages": [{"role": "user", "content": text}]})
+
+
+def large_body(**fields: Any) -> dict[str, Any]:
+    """Return a request whose answer is large: of several texts, with log probabilities of 20 each."""
+    return {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": "on and on"}],
+        "logprobs": True,
+        "top_logprobs": 20,
+        "logit_bias": NO_END,
+        **fields,
+    }
 
 
 def endless_asks() -> list[Ask]:

@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
     from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-__all__ = ["Collector", "attributes_of", "black_hole", "collector", "dead_port"]
+__all__ = [
+    "Collector",
+    "attributes_of",
+    "black_hole",
+    "collector",
+    "dead_port",
+    "failing_collector",
+]
 
 
 class Collector:
@@ -166,6 +173,20 @@ def black_hole() -> Iterator[str]:
     """Listen and never answer: connections are made, and nothing comes back."""
     with socket.create_server(("127.0.0.1", 0), backlog=128) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@contextlib.contextmanager
+def failing_collector(fault: str) -> Iterator[str]:
+    """Give the endpoint of a collector that is ``dead``, ``silent``, or answers 503: any other word."""
+    if fault.startswith("dead"):
+        yield f"http://127.0.0.1:{dead_port()}"
+    elif fault == "silent":
+        with black_hole() as endpoint:
+            yield endpoint
+    else:
+        with collector() as target:
+            target.status = 503
+            yield target.endpoint
 
 
 def attributes_of(owner: Any) -> dict[str, Any]:

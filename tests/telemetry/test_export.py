@@ -6,7 +6,6 @@ import logging
 import re
 import threading
 import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,25 +14,18 @@ from mlx_pharos import __version__
 from mlx_pharos.telemetry import telemetry as telemetry_module
 from mlx_pharos.telemetry.correlation import CURRENT
 from mlx_pharos.telemetry.telemetry import Telemetry, TelemetryOptions
-from support.collector import attributes_of, black_hole, collector, dead_port
+from support.collector import (
+    attributes_of,
+    black_hole,
+    collector,
+    dead_port,
+    failing_collector,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 FAULTS = ["dead", "silent", "unavailable"]
-
-
-@contextmanager
-def _endpoint(fault: str) -> Iterator[str]:
-    if fault == "dead":
-        yield f"http://127.0.0.1:{dead_port()}"
-    elif fault == "silent":
-        with black_hole() as endpoint:
-            yield endpoint
-    else:
-        with collector() as target:
-            target.status = 503
-            yield target.endpoint
 
 
 def _telemetry(endpoint: str = "", **options: Callable[[], float]) -> Telemetry:
@@ -198,7 +190,7 @@ def test_explicit_buckets_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_shutdown_keeps_its_budget(fault: str) -> None:
     """With a collector that is dead, silent or failing, the shutdown ends within 5 s, losses counted."""
-    with _endpoint(fault) as endpoint:
+    with failing_collector(fault) as endpoint:
         telemetry = _telemetry(endpoint)
         for _ in range(2000):
             telemetry.tracer.start_span("x").end()
@@ -235,7 +227,7 @@ def test_ending_a_span_never_waits(fault: str, monkeypatch: pytest.MonkeyPatch) 
     """However the collector is, 20,000 spans end at once, and memory holds one queue of them."""
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "100")
     monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "10")
-    with _endpoint(fault) as endpoint:
+    with failing_collector(fault) as endpoint:
         telemetry = _telemetry(endpoint)
         longest = 0.0
         for _ in range(20_000):
@@ -296,7 +288,10 @@ def test_the_log_has_one_line_a_minute(
             _wait(lambda now=now: telemetry.losses.count("traces") > now)  # type: ignore[misc]
         _wait(lambda: telemetry.losses.count("metrics") > before)
 
-    with _endpoint(fault) as endpoint, _telemetry(endpoint, clock=lambda: clock[0]) as telemetry:
+    with (
+        failing_collector(fault) as endpoint,
+        _telemetry(endpoint, clock=lambda: clock[0]) as telemetry,
+    ):
         fail(3)
         (line,) = lines()
         assert "does not reach the collector" in line
@@ -315,7 +310,7 @@ def test_the_last_line_tells_what_a_shutdown_lost(
     monkeypatch.setenv("OTEL_LOGS_EXPORTER", "otlp")
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "600000")
     monkeypatch.setenv("OTEL_BLRP_SCHEDULE_DELAY", "600000")
-    with _endpoint(fault) as endpoint:
+    with failing_collector(fault) as endpoint:
         telemetry = _telemetry(endpoint, clock=lambda: 1000.0)
         telemetry.losses.add("traces", "queue_full", 3)
         for _ in range(7):

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import pytest
 
 from mlx_pharos.telemetry.telemetry import Telemetry, TelemetryOptions
 from support.client import wait_until
-from support.collector import attributes_of, black_hole, collector, dead_port
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from support.collector import attributes_of, collector, dead_port, failing_collector
 
 _FAULTS = ["dead", "silent", "unavailable", "dead for grpc"]
 _requests = logging.getLogger("mlx_pharos.requests")
@@ -27,19 +22,6 @@ def _logs_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_BLRP_SCHEDULE_DELAY", "10")
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.1")
-
-
-@contextmanager
-def _endpoint(fault: str) -> Iterator[str]:
-    if fault == "silent":
-        with black_hole() as endpoint:
-            yield endpoint
-    elif fault == "unavailable":
-        with collector() as target:
-            target.status = 503
-            yield target.endpoint
-    else:
-        yield f"http://127.0.0.1:{dead_port()}"
 
 
 def _told(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
@@ -80,7 +62,7 @@ def test_lost_lines_are_counted_and_beget_no_lines(
             wait_until(lambda before=before: losses.count("traces") > before)  # type: ignore[misc]
         wait_until(lambda: losses.count("logs") == len(_told(caplog)))
 
-    with _endpoint(fault) as endpoint:
+    with failing_collector(fault) as endpoint:
         options = TelemetryOptions(model="tiny", otlp_endpoint=endpoint)
         with Telemetry(options, clock=lambda: clock[0]) as telemetry:
             losses = telemetry.losses
@@ -107,7 +89,7 @@ def test_logging_never_waits(
     monkeypatch.setenv("OTEL_BLRP_MAX_EXPORT_BATCH_SIZE", "10")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "30")
     caplog.set_level(logging.INFO)
-    with _endpoint(fault) as endpoint:
+    with failing_collector(fault) as endpoint:
         telemetry = Telemetry(TelemetryOptions(model="tiny", otlp_endpoint=endpoint))
         longest = 0.0
         for _ in range(5000):
