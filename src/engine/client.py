@@ -38,6 +38,7 @@ from .supervisor import EngineProcess
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
+    from ..resilience.reservation import Reservation
     from .engine_state import SubmitOptions
     from .protocol import EngineOptions, FromEngine, Loaded, Prompt, Sampling
 
@@ -200,7 +201,7 @@ class EngineClient:
         for prompt in prompts if self._convictions else ():
             self._convictions.check(msgpack.encode(prompt), time.monotonic())
         places, tenant = len(prompts) * options.get("n", 1), options.get("tenant", 0)
-        self._admission.take(places, tenant)
+        self._admission.take(places, tenant, options.get("reservation"))
         flights = [self._flight(prompt, sampling, options) for prompt in prompts]
         if not self._in_flight.add(flights):
             self._admission.release(places, tenant)
@@ -208,10 +209,12 @@ class EngineClient:
         self._send()
         return [flight.generation for flight in flights]
 
-    @property
-    def is_full(self) -> bool:
-        """Whether there is no place for any request. Safe from any thread, and waits for nothing."""
-        return self._admission.is_full
+    def reserve(self, tenant: int) -> Reservation | None:
+        """Keep a place for a request that is being read; None where there is none.
+
+        Safe from any thread, and waits for nothing.
+        """
+        return self._admission.reserve(tenant)
 
     def refusal(self) -> PharosError:
         """Return what one without a place is refused with. The next one is told to come later."""

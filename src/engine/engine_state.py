@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self, TypedDict
 from .protocol import StepFigures
 
 if TYPE_CHECKING:
+    from ..resilience.reservation import Reservation
     from .protocol import Step
 
 __all__ = ["Endurance", "EngineSnapshot", "EngineState", "SubmitOptions"]
@@ -90,3 +91,5 @@ class SubmitOptions(TypedDict, total=False):
     top_logprobs: int
     echo: bool
     tenant: int
+    reservation: Reservation | None
+    """The place that was kept for it, which it takes now."""

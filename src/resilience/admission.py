@@ -2,7 +2,9 @@
 
 The bound is on sequences, because a request with ``n`` choices takes ``n``
 places in the batch. A place is taken before anything is sent to the engine
-and given back when the engine has really freed it.
+and given back when the engine has really freed it. While a request is read, one
+place is reserved for it, so that of many that come at once those without a
+place are known by their heads.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 from .errors import InvalidRequestError, QueueFullError
+from .reservation import Reservation
 from .service_rate import RetryAdvice, ServiceRate
 
 if TYPE_CHECKING:
@@ -40,8 +43,9 @@ class Admission:
         self._clock = clock
         self._lock = threading.Lock()
         self._taken = 0
+        self._reserved = 0
         self._held: dict[int, int] = {}
-        """Places by tenant; none that is 0."""
+        """Places by tenant, taken or reserved; none that is 0."""
         self._rate = ServiceRate()
         self._advice = RetryAdvice()
 
@@ -50,10 +54,14 @@ class Admission:
         """Sequences admitted and not yet released."""
         return self._taken
 
-    @property
-    def is_full(self) -> bool:
-        """Whether there is no place for anybody."""
-        return self._taken >= self._capacity
+    def reserve(self, tenant: int = 0) -> Reservation | None:
+        """Keep a place for a request that is being read; None where there is none for its tenant."""
+        with self._lock:
+            if not self._fits(1, tenant):
+                return None
+            self._reserved += 1
+            self._hold(tenant, 1)
+        return Reservation(tenant, self._give_back)
 
     def refusal(self) -> QueueFullError:
         """Return what one is told for whom there is no place; the next one is told a later time."""
@@ -61,8 +69,8 @@ class Admission:
         with self._lock:
             return self._full(now, places=1)
 
-    def take(self, places: int, tenant: int = 0) -> None:
-        """Take ``places`` at once, or raise.
+    def take(self, places: int, tenant: int = 0, reservation: Reservation | None = None) -> None:
+        """Take ``places`` at once, or raise; what was reserved for the request is one of them.
 
         Raises:
             InvalidRequestError: More than there are: this request never fits.
@@ -76,9 +84,11 @@ class Admission:
             raise InvalidRequestError(message, param="n")
         now = self._clock()
         with self._lock:
+            if reservation is not None and reservation.claim():
+                self._unreserve(reservation.tenant)
             if self._fits(places, tenant):
                 self._taken += places
-                self._held[tenant] = self._held.get(tenant, 0) + places
+                self._hold(tenant, places)
                 self._rate.note(now, freed=0, saturated=self._taken >= self._max_batch)
                 return
             raise self._full(now, places=places)
@@ -97,25 +107,38 @@ class Admission:
                 self._clock(), freed=places, saturated=self._taken - places >= self._max_batch
             )
             self._taken -= places
-            left = self._held[tenant] - places
-            if left:
-                self._held[tenant] = left
-            else:
-                del self._held[tenant]
+            self._hold(tenant, -places)
+
+    def _give_back(self, tenant: int) -> None:
+        """End a reservation that nothing came of."""
+        with self._lock:
+            self._unreserve(tenant)
+
+    def _unreserve(self, tenant: int) -> None:
+        self._reserved -= 1
+        self._hold(tenant, -1)
+
+    def _hold(self, tenant: int, places: int) -> None:
+        held = self._held.get(tenant, 0) + places
+        if held:
+            self._held[tenant] = held
+        else:
+            del self._held[tenant]
 
     def _full(self, now: float, *, places: int) -> QueueFullError:
         """Return why so many places are not to be had now. Called with the lock held."""
         retry_after = self._advice.after_refusal(
             now, places=places, seconds_per_place=self._rate.seconds_per_place(now)
         )
-        if self._taken + places > self._capacity:
-            whose = f"The server is at its limit ({self._taken} of {self._capacity} places)"
+        held = self._taken + self._reserved
+        if held + places > self._capacity:
+            whose = f"The server is at its limit ({held} of {self._capacity} places)"
         else:
             whose = "Your API key has its share of the server; the rest is for others"
         return QueueFullError(f"{whose}. Retry later.", retry_after=retry_after)
 
     def _fits(self, places: int, tenant: int) -> bool:
-        free = self._capacity - self._taken - places
+        free = self._capacity - self._taken - self._reserved - places
         held = self._held.get(tenant, 0)
         if free < 0:
             return False

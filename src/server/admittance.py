@@ -7,8 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .auth import sharer
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ..engine.client import EngineClient
+    from ..resilience.api_keys import ApiKey
     from ..resilience.rates import Rates
     from .caller import Caller
 
@@ -18,17 +23,18 @@ __all__ = ["Admittance"]
 class Admittance:
     """One object, called by many threads."""
 
-    def __init__(self, rates: Rates, engine: EngineClient) -> None:
-        """Judge by what clients may ask for, and by the engine's places."""
+    def __init__(self, rates: Rates, engine: EngineClient, keys: Sequence[ApiKey] = ()) -> None:
+        """Judge by what clients with these keys may ask for, and by the engine's places."""
+        self._keys = keys
         self._rates = rates
         self._engine = engine
 
     def admit(self, caller: Caller, *, turned_away: bool = False) -> None:
-        """Count a request; one that was counted before is not counted again.
+        """Count a request, and keep a place for it; one that was counted before is left as it is.
 
         Args:
-            caller: Whose it is.
-            turned_away: Whether it was found before that there is no place; else it is looked now.
+            caller: Whose it is. It may have its place already.
+            turned_away: Whether it was found before that there is none; else it is looked now.
 
         Raises:
             RateLimitError: The caller sends more than it may.
@@ -38,7 +44,9 @@ class Admittance:
             return
         caller.admitted = True
         self._rates.take_request(caller.tenant)
-        if turned_away or self._engine.is_full:
+        if caller.reservation is None and not turned_away:
+            caller.reservation = self._engine.reserve(sharer(caller.tenant, self._keys))
+        if caller.reservation is None:
             raise self._engine.refusal()
 
     def headers(self, caller: Caller) -> list[tuple[str, str]]:

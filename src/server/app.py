@@ -76,7 +76,7 @@ def create_app(
     _add_errors(app)
     app.before_request(_begin)
     rates = Rates(requests=options.requests_per_minute, tokens=options.tokens_per_minute)
-    admittance = Admittance(rates, engine)
+    admittance = Admittance(rates, engine, options.api_keys)
     generate = GenerateRoute(
         options, engine, shutdown, rates, admittance, captures_content=telemetry.captures_content
     )

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from ..resilience.api_keys import ApiKey
 
-__all__ = ["ANONYMOUS", "check_api_key"]
+__all__ = ["ANONYMOUS", "check_api_key", "sharer"]
 
 ANONYMOUS = 0
 """The tenant of everybody where no keys are asked for."""
@@ -42,3 +42,8 @@ def check_api_key(authorization: str, keys: Sequence[ApiKey]) -> int:
         message = "The API key is wrong."
         raise AuthenticationError(message)
     return place + 1
+
+
+def sharer(tenant: int, keys: Sequence[ApiKey]) -> int:
+    """Return as whom a tenant shares the places; a single key is everybody's, and may fill them."""
+    return tenant if len(keys) > 1 else ANONYMOUS

@@ -10,6 +10,8 @@ from .auth import ANONYMOUS
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
+    from ..resilience.reservation import Reservation
+
 __all__ = ["Caller", "caller_of"]
 
 _KEY: Final = "pharos.caller"
@@ -23,6 +25,13 @@ class Caller:
     """Whose key it has; see :func:`.auth.check_api_key`."""
     admitted: bool = False
     """Whether it was counted by the rates, whose headers its answer then has."""
+    reservation: Reservation | None = None
+    """The place that is kept for it till it is submitted, or refused."""
+
+    def end_reservation(self) -> None:
+        """Give back the place that is kept for it, if there is one."""
+        if self.reservation is not None:
+            self.reservation.end()
 
 
 def caller_of(environ: WSGIEnvironment) -> Caller:

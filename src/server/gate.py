@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .caller import Caller
     from .options import ServerOptions
 
-__all__ = ["GENERATION_PATHS", "REFUSAL", "TURNED_AWAY", "Gate", "operations"]
+__all__ = ["GENERATION_PATHS", "REFUSAL", "RESERVATION", "TURNED_AWAY", "Gate", "operations"]
 
 GENERATION_PATHS: Final = {
     "/v1/chat/completions": ChatFamily.operation,
@@ -48,6 +48,8 @@ OPERATION_PATHS = METRICS_PATHS | {"/livez", "/readyz", "/health"}
 """All that the second listener answers."""
 REFUSAL: Final = "pharos.refusal"
 """Where a request's environment has the error that its parser found."""
+RESERVATION: Final = "pharos.reservation"
+"""Where it has the place that is kept for it; None, or left out, where none is yet."""
 TURNED_AWAY: Final = "pharos.turned_away"
 """Where it has whether it is refused for want of a place, unless the judges before find something."""
 _OPERATIONS: Final = "pharos.operations"
@@ -91,7 +93,10 @@ class Gate:
         exchange = exchange_of(environ)
         exchange.request_id = choose_request_id(environ.get("HTTP_X_REQUEST_ID", ""))
 
+        caller.reservation = environ.get(RESERVATION)
+
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:  # noqa: ANN401 - WSGI's
+            caller.end_reservation()  # a request that is answered has its place, or wants none
             own = [
                 ("X-Request-Id", exchange.request_id),
                 *cors_headers(environ.get("HTTP_ORIGIN"), self._origins),
@@ -106,7 +111,11 @@ class Gate:
             if told is not error:
                 _log.exception("request %s failed at the gate", exchange.request_id)
             return self._refuse(environ, told, start)
-        return self._application(environ, start)
+        try:
+            return self._application(environ, start)
+        except BaseException:
+            caller.end_reservation()
+            raise
 
     def _judge(self, environ: WSGIEnvironment, caller: Caller) -> None:
         """Raise what is wrong with a request."""

@@ -14,7 +14,7 @@ from ..resilience.errors import (
 )
 from ..telemetry.http import exchange_of
 from ..telemetry.record import GenerationDraft
-from .auth import ANONYMOUS
+from .auth import sharer
 from .caller import caller_of
 from .content_capture import capture
 from .envelope import Envelope
@@ -101,7 +101,9 @@ class GenerateRoute:
         caller = caller_of(request.environ)
         self._admittance.admit(caller)
         body = read_json_object(request.environ, max_bytes=options.max_body_bytes)
-        call = replace(family.read(body, self._defaults()), tenant=self._tenant(caller))
+        call = replace(
+            family.read(body, self._defaults()), tenant=sharer(caller.tenant, options.api_keys)
+        )
         check_served(call.model, options)
         _note(draft, call)
         if self._captures_content and exchange_of(request.environ).span.is_recording():
@@ -113,15 +115,11 @@ class GenerateRoute:
         run.on_finished = lambda usage: charge.settle(usage.prompt + usage.completion)
         draft.report = charge.settled_by(run.report)
         draft.has_begun = lambda: run.started
-        self._start(run, call, family)
+        self._start(run, call, family, caller)
         envelope = Envelope(options.model_name)
         if call.stream:
             return self._stream(family, call, run, envelope, draft)
         return _whole(family, call, run, envelope)
-
-    def _tenant(self, caller: Caller) -> int:
-        """Return whose request it is; a single key is shared, and its tenant may fill the server."""
-        return caller.tenant if len(self._options.api_keys) > 1 else ANONYMOUS
 
     def _defaults(self) -> RequestDefaults:
         loaded = self._engine.loaded
@@ -143,13 +141,14 @@ class GenerateRoute:
         patience = RequestPatience(disconnected, self._shutdown.is_out_of_time, deadlines)
         return Run(patience, options.poll_seconds)
 
-    def _start(self, run: Run, call: GenerationCall, family: Family) -> None:
+    def _start(self, run: Run, call: GenerationCall, family: Family, caller: Caller) -> None:
         try:
             # The first bytes of a stream come at once. Only where it has to wait for a place they
             # come when proxies want to hear: till then, waiting in vain is a status, not an event.
             waits = call.stream and self._engine.in_flight >= self._options.max_batch
             begin = self._options.keep_alive_seconds if waits else 0.0
-            start_run(run, self._engine, call, begin_seconds=begin)
+            kept = caller.reservation
+            start_run(run, self._engine, call, begin_seconds=begin, reservation=kept)
         except RequestError as error:
             if error.param in {"messages", "prompt"}:
                 error.param = family.prompt_field

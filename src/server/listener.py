@@ -18,15 +18,16 @@ from waitress.adjustments import Adjustments
 from waitress.task import ThreadedTaskDispatcher
 
 from ..resilience.sizing import OTHER_FILES
-from .channel import Server
 from .loop import Loop, Members
 from .output import IN_MEMORY, UNREAD_STREAM
+from .tcp_server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from _typeshed.wsgi import WSGIApplication
 
+    from ..resilience.reservation import Reservation
     from .options import ServerOptions
     from .shutdown import Shutdown
 
@@ -45,10 +46,6 @@ def _nothing() -> None:
     """Nobody wants to know."""
 
 
-def _never() -> bool:
-    return False
-
-
 class ListenError(Exception):
     """The server cannot listen; the text says what to do."""
 
@@ -61,8 +58,8 @@ class Listener:
         options: Fixed for the listener's life.
         shutdown: Where the application sees how far the drain is.
         on_drain: Called once in the thread of :meth:`run`, when new work is refused.
-        is_full: Returns whether there is no place for a generation, whoever wants it. Called in that
-            thread for each of them; must not wait.
+        reserve: Keeps a place for a generation; None where there is none for its tenant. Called in
+            that thread for each of them; must not wait.
         on_turn: Called in that thread each time that the loop has turned; must be quick.
         turn_seconds: How often the loop has to turn at least while nothing happens.
 
@@ -77,13 +74,13 @@ class Listener:
         shutdown: Shutdown,
         *,
         on_drain: Callable[[], None],
-        is_full: Callable[[], bool] = _never,
+        reserve: Callable[[int], Reservation | None] | None = None,
         on_turn: Callable[[], None] = _nothing,
         turn_seconds: float = _LOOP_SECONDS,
     ) -> None:
         self._options = options
         self._on_drain = on_drain
-        self._is_full = is_full
+        self._reserve = reserve
         self._on_turn = on_turn
         self._loop_seconds = min(_LOOP_SECONDS, turn_seconds)
         self._shutdown = shutdown
@@ -122,6 +119,7 @@ class Listener:
                 self._loop.turn(wait)
                 self._on_turn()
         finally:
+            self._members.end_burst()
             # Who still answers finds its connection closed; what wakes the loop is open till then.
             for server in self._servers:
                 server.close_channels()
@@ -165,7 +163,7 @@ class Listener:
             sockinfo=(sock.family, sock.type, sock.proto, sock.getsockname()),
         )
         server.options = self._options
-        server.has_no_place = self._is_full
+        server.reserve = self._reserve
         return server
 
 

@@ -24,6 +24,7 @@ from .refusal import Refusal, refusal_of
 if TYPE_CHECKING:
     from waitress.adjustments import Adjustments
 
+    from ..resilience.reservation import Reservation
     from .options import ServerOptions
 
 __all__ = ["Chunks", "Parser"]
@@ -101,6 +102,10 @@ class Parser(HTTPRequestParser):
     command: str = _UNREAD  # type: ignore[assignment] # where it was read it is text, too
     turned_away = False
     """Whether there is no place for the request; see :class:`.channel.Server`."""
+    reservation: Reservation | None = None
+    """The place that is kept for it."""
+    tenant: int | None = None
+    """Whose key it has; None until that was looked at, and where there is no body."""
     path = "/"
     request_uri = query = ""
     url_scheme = "http"
@@ -197,7 +202,9 @@ class Parser(HTTPRequestParser):
             return RequestEntityTooLarge("declared")
         if self.path.startswith("/v1/") and self.path not in METRICS_PATHS:
             try:
-                check_api_key(self.headers.get("AUTHORIZATION", ""), self._options.api_keys)
+                self.tenant = check_api_key(
+                    self.headers.get("AUTHORIZATION", ""), self._options.api_keys
+                )
             except AuthenticationError as error:
                 return Refusal(error)
         return None

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..engine.client import EngineClient
     from ..engine.generation import Generation
     from ..engine.protocol import TokenLogprob
+    from ..resilience.reservation import Reservation
     from ..telemetry.content import Content
     from ..telemetry.record import EngineReport
     from .call import GenerationCall
@@ -71,7 +72,12 @@ class TokenUsage:
 
 
 def start_run(
-    run: Run, engine: EngineClient, call: GenerationCall, *, begin_seconds: float = 0.0
+    run: Run,
+    engine: EngineClient,
+    call: GenerationCall,
+    *,
+    begin_seconds: float = 0.0,
+    reservation: Reservation | None = None,
 ) -> None:
     """Submit all prompts of a call and wait until the engine has accepted each.
 
@@ -80,6 +86,7 @@ def start_run(
         engine: Where to submit.
         call: What to generate.
         begin_seconds: How long to wait besides until the engine begins.
+        reservation: The place that was kept for it.
 
     Raises:
         RefusedError: Nothing runs; come back later.
@@ -98,6 +105,7 @@ def start_run(
             top_logprobs=call.top_logprobs,
             echo=call.echo,
             tenant=call.tenant,
+            reservation=reservation,
         )
         for generation in generations:
             run.add(generation, call.n)

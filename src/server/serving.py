@@ -120,7 +120,7 @@ def _listener(
         options,
         shutdown,
         on_drain=drain,
-        is_full=lambda: engine.is_full,
+        reserve=engine.reserve,
         on_turn=notify.turn,
         turn_seconds=notify.turn_seconds,
     )

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from waitress.task import WSGITask
 
-from .gate import TURNED_AWAY
+from ..telemetry.http import AFTERWARDS
+from .gate import RESERVATION, TURNED_AWAY
 
 if TYPE_CHECKING:
     from .output import Output
+    from .tcp_server import Server
 
 __all__ = ["Task"]
 
@@ -26,6 +28,11 @@ class Task(WSGITask):
         environ: dict[str, Any] = super().get_environment()
         request: Any = self.request
         environ[TURNED_AWAY] = request.turned_away
+        environ[RESERVATION] = request.reservation
+        server: Server = self.channel.server  # type: ignore[assignment] # as below
+        if server.in_loop:
+            # A refusal: those of the same burst are answered before this one is recorded.
+            environ[AFTERWARDS] = server.after_burst
         return environ
 
     def write(self, data: bytes) -> None:

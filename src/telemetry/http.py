@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
@@ -31,12 +32,15 @@ if TYPE_CHECKING:
     from .recorder import Recorder
     from .spans import SpanWriter
 
-__all__ = ["STARTED_AT", "Exchange", "TelemetryMiddleware", "exchange_of"]
+__all__ = ["AFTERWARDS", "STARTED_AT", "Exchange", "TelemetryMiddleware", "exchange_of"]
 
 _log = logging.getLogger(__name__)
 
 STARTED_AT = "pharos.started_at"
 """Where a request's environment says when it began, if that was before the application has it."""
+AFTERWARDS = "pharos.afterwards"
+"""Where it has what calls a function a little later, in the same thread; left out where that does not
+matter. The request's time ends before it in any case."""
 _KEY = "pharos.exchange"
 _CLIENT_CLOSED_REQUEST = 499
 
@@ -135,16 +139,19 @@ class TelemetryMiddleware:
             raise
         finally:
             CURRENT.reset(token)
-        return _Body(body, exchange, self, self._clock)
+        return _Body(body, exchange, self, self._clock, environ.get(AFTERWARDS))
 
     def finish(self, exchange: Exchange, *, ended_at: float, written: bool) -> None:
         """Record a request that has ended."""
+        token = CURRENT.set(exchange.trace_ids)
         try:
             record = exchange.record(ended_at=ended_at, written=written)
             self._recorder.finish(record, exchange.context, exchange.trace_ids)
             self._spans.finish(exchange.span, record)
         except Exception:  # noqa: BLE001 - the request has been answered, and must not fail now
             _log.exception("a request could not be recorded")
+        finally:
+            CURRENT.reset(token)
 
     def _begin(self, environ: WSGIEnvironment) -> Exchange:
         now: float = environ.get(STARTED_AT) or self._clock()
@@ -176,7 +183,9 @@ class _Body:
         exchange: Exchange,
         middleware: TelemetryMiddleware,
         clock: Callable[[], float],
+        afterwards: Callable[[Callable[[], None]], None] | None,
     ) -> None:
+        self._afterwards = afterwards
         self._body = body
         self._chunks: Iterator[bytes] | None = None
         self._exchange = exchange
@@ -212,5 +221,11 @@ class _Body:
             if close is not None:
                 close()
         finally:
-            self._middleware.finish(self._exchange, ended_at=ended_at, written=self._written)
             CURRENT.reset(token)
+            finish = partial(
+                self._middleware.finish, self._exchange, ended_at=ended_at, written=self._written
+            )
+            if self._afterwards is None:
+                finish()
+            else:
+                self._afterwards(finish)

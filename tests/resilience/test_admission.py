@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +13,9 @@ from mlx_pharos.resilience.admission import Admission
 from mlx_pharos.resilience.errors import InvalidRequestError, QueueFullError
 from mlx_pharos.resilience.service_rate import RetryAdvice, ServiceRate
 from support.clock import SimulatedClock
+
+if TYPE_CHECKING:
+    from mlx_pharos.resilience.reservation import Reservation
 
 
 def refused(admission: Admission, places: int = 1, tenant: int = 0) -> float:
@@ -118,6 +124,56 @@ def test_the_bound_holds_and_nothing_leaks(
         admission.release(*each)
     assert 0 == admission.taken
     assert {} == admission._held
+
+
+@given(
+    st.integers(1, 4),
+    st.integers(0, 6),
+    st.lists(
+        st.tuples(st.sampled_from(["reserve", "take", "end", "release"]), st.integers(1, 3)),
+        max_size=60,
+    ),
+)
+def test_a_place_is_kept_until_it_is_taken_or_given_back(
+    batch: int, queue: int, calls: list[tuple[str, int]]
+) -> None:
+    """Reserved and taken are never more than there is, and a reservation counts once."""
+    admission, capacity = Admission(max_batch=batch, max_queue=queue), batch + queue
+    kept: list[Reservation] = []
+    held: list[int] = []
+    for what, places in calls:
+        free = capacity - len(kept) - sum(held)
+        if what == "reserve":
+            reservation = admission.reserve()
+            assert (reservation is not None) == (free > 0)
+            kept += [reservation] if reservation else []
+        elif what == "take" and kept and places <= capacity:
+            fits, reservation = places <= free + 1, kept.pop(0)
+            with nullcontext() if fits else pytest.raises(QueueFullError):
+                admission.take(places, 0, reservation)
+            held += [places] if fits else []
+            reservation.end()  # which has nothing left to give back
+        elif what == "end" and kept:
+            ending = kept.pop(0)
+            ending.end()
+            ending.end()
+        elif what == "release" and held:
+            admission.release(held.pop(0))
+        assert sum(held) == admission.taken
+    for each in kept:
+        each.end()
+    for places in held:
+        admission.release(places)
+    admission.take(capacity)
+    assert admission.reserve() is None
+
+
+def test_a_reservation_counts_in_its_tenants_share() -> None:
+    """Requests of one tenant that are being read leave room for another's, too."""
+    admission = Admission(max_batch=4, max_queue=16)
+    kept = [admission.reserve(1) for _ in range(17)]
+    assert [True] * 16 + [False] == [each is not None for each in kept]
+    assert admission.reserve(2) is not None
 
 
 @given(st.lists(st.tuples(st.floats(0, 100), st.integers(1, 64), st.floats(0, 1000)), max_size=50))

@@ -71,9 +71,7 @@ def _serving(
     telemetry = telemetry or start_telemetry(options)
     try:
         app = create_app(options, engine, telemetry, shutdown)
-        listener = Listener(
-            app, options, shutdown, on_drain=engine.drain, is_full=lambda: engine.is_full
-        )
+        listener = Listener(app, options, shutdown, on_drain=engine.drain, reserve=engine.reserve)
         with operations_listener(app, options, shutdown) as operations:
             loop = threading.Thread(target=listener.run, name="listener")
             loop.start()

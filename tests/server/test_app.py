@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from werkzeug.test import EnvironBuilder
 
 from mlx_pharos.engine.client import EngineState
+from mlx_pharos.resilience.admission import Admission
 from mlx_pharos.resilience.api_keys import ApiKey
 from mlx_pharos.server.app import create_app, start_telemetry
+from mlx_pharos.server.gate import RESERVATION
 from mlx_pharos.server.options import ServerOptions
 from support.client import CHAT, chat_body
 
@@ -23,7 +27,7 @@ class BrokenEngine:
     state = EngineState.READY
     loaded = None
     retry_after = 1.0
-    is_full = False
+    reserve = Admission(max_batch=8, max_queue=0).reserve
 
     def submit_all(self, *_: object, **__: object) -> None:
         """Fail."""
@@ -43,6 +47,26 @@ def test_an_unforeseen_error_is_a_500_without_its_text(caplog: pytest.LogCapture
     assert b"secret" not in answer.data
     assert "/secret/path" in caplog.text
     assert "request mine failed" in caplog.text
+
+
+@pytest.mark.parametrize("body", [b"{", b"{}", json.dumps(chat_body()).encode()])
+def test_a_place_is_given_back_before_the_client_hears(body: bytes) -> None:
+    """Who is told that its request was wrong, or failed, may send the next one at once."""
+    engine: Any = BrokenEngine()
+    options, admission = ServerOptions(("tiny",)), Admission(max_batch=1, max_queue=0)
+    environ = EnvironBuilder(CHAT, method="POST", data=body, content_type="application/json")
+    place = admission.reserve()
+    free: list[bool] = []
+
+    def start(*_: Any) -> Any:
+        found = admission.reserve()
+        free.append(found is not None)
+
+    with start_telemetry(options) as telemetry:
+        app = create_app(options, engine, telemetry)
+        list(app({**environ.get_environ(), RESERVATION: place}, start))
+    assert place is not None
+    assert [True] == free
 
 
 @pytest.mark.parametrize("path", ["/livez", "/v1/models", "/nowhere"])

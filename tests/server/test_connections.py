@@ -15,14 +15,15 @@ import pytest
 from waitress.server import TcpWSGIServer
 
 from mlx_pharos.resilience.api_keys import ApiKey
-from mlx_pharos.server.channel import _FILES_SECONDS, Channel
+from mlx_pharos.server.channel import Channel
+from mlx_pharos.server.tcp_server import _FILES_SECONDS
 from support.client import CHAT, chat_body, read_answer, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from mlx_pharos.server.channel import Server
+    from mlx_pharos.server.tcp_server import Server
     from support.client import RunningServer
 
 HALVES = {

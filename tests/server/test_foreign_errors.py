@@ -25,6 +25,7 @@ from mlx_pharos.engine.client import EngineState
 from mlx_pharos.engine.generation import Generation, failure, rejection
 from mlx_pharos.engine.protocol import OUT_OF_MEMORY, Accepted, Failed, Rejected, RejectionCode
 from mlx_pharos.resilience import errors
+from mlx_pharos.resilience.admission import Admission
 from mlx_pharos.server.app import create_app, start_telemetry
 from mlx_pharos.server.foreign_errors import told_error
 from mlx_pharos.server.options import ServerOptions
@@ -120,7 +121,7 @@ class _Raising:
     loaded = None
     retry_after = 1.0
     in_flight = 0
-    is_full = False
+    reserve = Admission(max_batch=8, max_queue=0).reserve
 
     def __init__(self) -> None:
         self.error: Exception = ValueError()

@@ -9,13 +9,14 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from waitress import wasyncore
 
 from mlx_pharos.server.channel import Channel
-from mlx_pharos.server.loop import Loop, Members
+from mlx_pharos.server.loop import _BURST_SECONDS, Loop, Members
 from mlx_pharos.server.output import UNREAD_STREAM
 from support.client import CHAT, chat_body, wait_until
 
@@ -134,6 +135,58 @@ def test_who_changed_in_silence_is_found_within_a_second(lines: Lines) -> None:
     while line.to_say and time.monotonic() - begin < 10:
         lines.loop.turn(0.05)
     assert there.recv(100) == b"hello"
+
+
+def _asking(lines: Lines, begun: list[int], count: int) -> list[socket.socket]:
+    """Return the other ends of lines that each put something off when they are spoken to."""
+
+    def ask(line: Line, number: int) -> None:
+        line.heard += line.recv(100)
+        lines.members.after_burst(lambda: begun.append(number))
+
+    ends = []
+    for number in range(count):
+        line, there = lines.line()
+        line.handle_read = partial(ask, line, number)  # type: ignore[method-assign]
+        ends.append(there)
+    lines.loop.turn(0)
+    return ends
+
+
+def test_what_can_wait_for_the_end_of_a_burst_waits(lines: Lines) -> None:
+    """It begins, in its order, with the first turn that brings no more, and that does not wait."""
+    begun: list[int] = []
+    for number, there in enumerate(_asking(lines, begun, 3)):
+        there.send(b"!")
+        lines.loop.turn(10)
+        assert [] == begun, number
+    begin = time.monotonic()
+    lines.loop.turn(10)
+    assert [0, 1, 2] == begun
+    assert time.monotonic() - begin < 5
+
+
+def test_a_burst_that_does_not_end_holds_up_nothing(
+    lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was put off begins after its time, and not before, though each turn brings more."""
+    now = time.monotonic()
+    monkeypatch.setattr("mlx_pharos.server.loop.time.monotonic", lambda: now)
+    begun: list[int] = []
+    ends = _asking(lines, begun, 4)
+    for there in ends[:2]:
+        there.send(b"!")
+        lines.loop.turn(10)
+    now += _BURST_SECONDS - 0.001
+    ends[2].send(b"!")
+    lines.loop.turn(10)
+    assert [] == begun
+    now += 0.002
+    ends[3].send(b"!")
+    lines.loop.turn(10)
+    assert [0, 1] == begun
+    lines.members.end_burst()
+    assert [0, 1, 2, 3] == begun
 
 
 def test_what_the_loop_is_asked_to_do_holds_up_nobody(lines: Lines) -> None:

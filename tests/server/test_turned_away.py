@@ -7,9 +7,12 @@ import json
 import re
 import socket
 import threading
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import IO, TYPE_CHECKING, Any
 
+from mlx_pharos.resilience.admission import Admission
 from mlx_pharos.resilience.api_keys import ApiKey
+from mlx_pharos.resilience.reservation import Reservation
 from mlx_pharos.server.gate import REFUSAL, TURNED_AWAY
 from mlx_pharos.server.listener import Listener
 from mlx_pharos.server.options import ServerOptions
@@ -22,7 +25,13 @@ if TYPE_CHECKING:
 
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
+    from support.client import RunningServer
+
 _GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def _nothing(_: int) -> None:
+    """Nobody counts."""
 
 
 class Doors:
@@ -32,15 +41,19 @@ class Doors:
         self.open = threading.Event()
         self.inside: list[str] = []
         self.refused_in: list[str] = []
+        self.all: list[str] = []
+        """What happened, in its order."""
 
     def __call__(self, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
         """Refuse at once what is refused in any case."""
         name = threading.current_thread().name
         if environ.get(TURNED_AWAY) or REFUSAL in environ:
             self.refused_in.append(name)
+            self.all.append("refused")
             start("503 SERVICE UNAVAILABLE", [("Content-Length", "2")])
         else:
             self.inside.append(name)
+            self.all.append("inside")
             self.open.wait(20)
             start("200 OK", [("Content-Length", "2")])
         return [b"ok"]
@@ -48,6 +61,17 @@ class Doors:
 
 @contextlib.contextmanager
 def _listening(doors: Doors, is_full: threading.Event) -> Iterator[Listener]:
+    """Listen with as few threads as there can be, and refuse while an event is set."""
+
+    def reserve(tenant: int) -> Reservation | None:
+        return None if is_full.is_set() else Reservation(tenant, _nothing)
+
+    with _reserving(doors, reserve) as listener:
+        yield listener
+
+
+@contextlib.contextmanager
+def _reserving(doors: Doors, reserve: Callable[[int], Reservation | None]) -> Iterator[Listener]:
     """Listen with as few threads as there can be."""
     options = ServerOptions(("tiny",), port=0, threads=1, drain_seconds=1.0)
     listener = Listener(
@@ -55,7 +79,7 @@ def _listening(doors: Doors, is_full: threading.Event) -> Iterator[Listener]:
         options,
         Shutdown(),
         on_drain=lambda: None,
-        is_full=is_full.is_set,
+        reserve=reserve,
     )
     loop = threading.Thread(target=listener.run, name="the loop")
     loop.start()
@@ -110,6 +134,104 @@ def test_a_refusal_needs_no_thread() -> None:
         assert 200 == _status(patient)
         assert threads + 1 == len(doors.inside)
         assert "the loop" not in doors.inside
+
+
+def test_of_many_at_once_those_without_a_place_are_answered_first() -> None:
+    """30 that come together at one place: nobody begins with that one before the 29 are refused."""
+    doors, admission = Doors(), Admission(max_batch=1, max_queue=0)
+    come = threading.Event()
+
+    def stall() -> None:
+        come.wait(10)
+
+    with contextlib.ExitStack() as ends:
+        listener = ends.enter_context(_reserving(doors, admission.reserve))
+        connections = [ends.enter_context(_connect(listener)) for _ in range(30)]
+        wait_until(lambda: len(listener._members) > 30)
+        listener._servers[0].later(stall)
+        for connection in connections:
+            connection.sendall(_post(CHAT))
+        come.set()
+        wait_until(lambda: len(doors.all) == 30)
+        assert ["refused"] * 29 + ["inside"] == doors.all
+        doors.open.set()
+        assert [200] + [503] * 29 == sorted(map(_status, connections))
+        wait_until(lambda: admission._held == {})  # they wanted none, and gave them back
+
+
+def test_who_was_refused_is_in_the_figures_that_are_asked_for_next(
+    tiny_model: Path, serving: Callable[..., Any]
+) -> None:
+    """Though a refusal is recorded after those that come with it: no answer is ahead of it."""
+    scrape = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    body = json.dumps(chat_body()).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    post = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    with serving(tiny_model, max_batch=1, max_queue=0) as server:
+        busy = server.send(CHAT, **chat_body(max_tokens=8000, stream=True))
+        wait_until(lambda: server.engine.in_flight == 1)
+        for turn in range(1, 21):
+            with server.connect() as connection:
+                connection.sendall(post * 5 + scrape)
+                answers = connection.makefile("rb")
+                for _ in range(5):
+                    assert b" 503 " in answers.readline()
+                    _skip(answers)
+                assert b" 200 " in answers.readline()
+                figures = _skip(answers).decode()
+            counted = re.findall(
+                r'^http_server_request_duration_seconds_count\{.*="503".*\} (\d+)',
+                figures,
+                re.MULTILINE,
+            )
+            assert [str(5 * turn)] == counted
+        busy.close()
+        server.wait_idle()
+
+
+def test_a_request_that_wants_no_place_gives_back_the_one_kept_for_it(
+    tiny_model: Path, serving: Callable[..., Any]
+) -> None:
+    """After hundreds that were wrong, too large, refused, or left: every place is there."""
+    wrong: tuple[object, ...] = (
+        b"{",
+        {},
+        chat_body(model="other"),
+        chat_body(n=4),
+        chat_body(max_tokens=-1),
+        chat_body(messages=[]),
+    )
+    with serving(tiny_model, max_batch=1, max_queue=1, keep_alive_seconds=0.05) as server:
+        for body in wrong * 10:
+            assert server.post(CHAT, body).status in {400, 404}
+            assert 200 == server.chat(max_tokens=1).status
+            server.wait_idle()
+        with ThreadPoolExecutor(16) as clients:
+            for _ in range(100):
+                clients.submit(_leave, server)
+            answers = list(clients.map(lambda body: server.post(CHAT, body), wrong * 20))
+        assert {answer.status for answer in answers} <= {400, 404, 503}
+        server.wait_idle()
+        busy = [server.send(CHAT, **chat_body(max_tokens=8000, stream=True)) for _ in range(2)]
+        wait_until(lambda: server.engine.in_flight == 2)
+        assert 503 == server.chat().status
+        for connection in busy:
+            connection.close()
+        server.wait_idle()
+
+
+def _leave(server: RunningServer) -> None:
+    """Ask, and leave before anybody can have answered."""
+    server.send(CHAT, **chat_body(max_tokens=8000)).close()
+
+
+def _skip(answers: IO[bytes]) -> bytes:
+    """Read the rest of an answer whose first line was read, and return its body."""
+    length = 0
+    while (line := answers.readline()) not in {b"\r\n", b""}:
+        name, _, value = line.partition(b":")
+        length = int(value) if name.lower() == b"content-length" else length
+    return answers.read(length)
 
 
 def test_requests_in_a_pipeline_are_refused_one_after_the_other() -> None:

@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mlx_pharos.engine.client import EngineState
 from mlx_pharos.engine.engine_state import EngineSnapshot
+from mlx_pharos.resilience.admission import Admission
 from mlx_pharos.resilience.api_keys import ApiKey
 from mlx_pharos.resilience.errors import QueueFullError
 from mlx_pharos.server.app import create_app, start_telemetry
@@ -58,7 +59,7 @@ class _FullEngine:
     pid = None
     retry_after = 1.0
     silent_seconds = 0.0
-    is_full = False
+    reserve = Admission(max_batch=8, max_queue=0).reserve
 
     def snapshot(self) -> EngineSnapshot:
         """Nothing runs."""
