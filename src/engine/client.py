@@ -216,13 +216,13 @@ class EngineClient:
         """
         return self._admission.reserve(tenant)
 
-    def refusal(self) -> PharosError:
+    def refusal(self, tenant: int) -> PharosError:
         """Return what one without a place is refused with. The next one is told to come later."""
         try:
             self._refuse_unless_ready()
         except PharosError as error:
             return error
-        return self._admission.refusal()
+        return self._admission.refusal(tenant)
 
     def drain(self) -> None:
         """Refuse new work from now on; what runs goes on."""

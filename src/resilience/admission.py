@@ -2,9 +2,9 @@
 
 The bound is on sequences, because a request with ``n`` choices takes ``n``
 places in the batch. A place is taken before anything is sent to the engine
-and given back when the engine has really freed it. While a request is read, one
-place is reserved for it, so that of many that come at once those without a
-place are known by their heads.
+and given back when the engine has really freed it. One is reserved for each
+request that has been read, until it takes what it wants: of many that come at
+once, those without a place are known before anybody has looked at them.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ class Admission:
         self._clock = clock
         self._lock = threading.Lock()
         self._taken = 0
-        self._reserved = 0
         self._held: dict[int, int] = {}
-        """Places by tenant, taken or reserved; none that is 0."""
+        """Places by tenant; none that is 0."""
+        self._reserved: dict[int, int] = {}
+        """Those kept for requests that have taken none yet; likewise."""
         self._rate = ServiceRate()
         self._advice = RetryAdvice()
 
@@ -55,19 +56,23 @@ class Admission:
         return self._taken
 
     def reserve(self, tenant: int = 0) -> Reservation | None:
-        """Keep a place for a request that is being read; None where there is none for its tenant."""
+        """Keep a place for a request that has been read; None where there is none for its tenant.
+
+        Others that want many places may still take it: who has it is then refused later.
+        """
         with self._lock:
-            if not self._fits(1, tenant):
+            free = self._capacity - self._taken - sum(self._reserved.values()) - 1
+            held = self._held.get(tenant, 0) + self._reserved.get(tenant, 0)
+            if not _is_fair(free, held, 1, tenant):
                 return None
-            self._reserved += 1
-            self._hold(tenant, 1)
+            _add(self._reserved, tenant, 1)
         return Reservation(tenant, self._give_back)
 
-    def refusal(self) -> QueueFullError:
+    def refusal(self, tenant: int = 0) -> QueueFullError:
         """Return what one is told for whom there is no place; the next one is told a later time."""
         now = self._clock()
         with self._lock:
-            return self._full(now, places=1)
+            return self._full(now, places=1, tenant=tenant)
 
     def take(self, places: int, tenant: int = 0, reservation: Reservation | None = None) -> None:
         """Take ``places`` at once, or raise; what was reserved for the request is one of them.
@@ -85,13 +90,14 @@ class Admission:
         now = self._clock()
         with self._lock:
             if reservation is not None and reservation.claim():
-                self._unreserve(reservation.tenant)
-            if self._fits(places, tenant):
+                _add(self._reserved, reservation.tenant, -1)
+            free = self._capacity - self._taken - places
+            if _is_fair(free, self._held.get(tenant, 0), places, tenant):
                 self._taken += places
-                self._hold(tenant, places)
+                _add(self._held, tenant, places)
                 self._rate.note(now, freed=0, saturated=self._taken >= self._max_batch)
                 return
-            raise self._full(now, places=places)
+            raise self._full(now, places=places, tenant=tenant)
 
     def retry_after(self) -> float:
         """Return the seconds after which one who is turned away now should come back."""
@@ -107,39 +113,37 @@ class Admission:
                 self._clock(), freed=places, saturated=self._taken - places >= self._max_batch
             )
             self._taken -= places
-            self._hold(tenant, -places)
+            _add(self._held, tenant, -places)
 
     def _give_back(self, tenant: int) -> None:
         """End a reservation that nothing came of."""
         with self._lock:
-            self._unreserve(tenant)
+            _add(self._reserved, tenant, -1)
 
-    def _unreserve(self, tenant: int) -> None:
-        self._reserved -= 1
-        self._hold(tenant, -1)
-
-    def _hold(self, tenant: int, places: int) -> None:
-        held = self._held.get(tenant, 0) + places
-        if held:
-            self._held[tenant] = held
-        else:
-            del self._held[tenant]
-
-    def _full(self, now: float, *, places: int) -> QueueFullError:
+    def _full(self, now: float, *, places: int, tenant: int) -> QueueFullError:
         """Return why so many places are not to be had now. Called with the lock held."""
         retry_after = self._advice.after_refusal(
             now, places=places, seconds_per_place=self._rate.seconds_per_place(now)
         )
-        held = self._taken + self._reserved
-        if held + places > self._capacity:
-            whose = f"The server is at its limit ({held} of {self._capacity} places)"
+        held = self._taken + sum(self._reserved.values())
+        if tenant == 0 or held + places > self._capacity:
+            whose = f"The server is at its limit of {self._capacity} places"
         else:
             whose = "Your API key has its share of the server; the rest is for others"
         return QueueFullError(f"{whose}. Retry later.", retry_after=retry_after)
 
-    def _fits(self, places: int, tenant: int) -> bool:
-        free = self._capacity - self._taken - self._reserved - places
-        held = self._held.get(tenant, 0)
-        if free < 0:
-            return False
-        return tenant == 0 or held == 0 or held + places <= _SHARE * free
+
+def _is_fair(free: int, held: int, places: int, tenant: int) -> bool:
+    """Return whether a tenant that holds some may have further ``places``, which leave ``free``."""
+    if free < 0:
+        return False
+    return tenant == 0 or held == 0 or held + places <= _SHARE * free
+
+
+def _add(counts: dict[int, int], tenant: int, places: int) -> None:
+    """Change a tenant's count, and forget it where it becomes 0."""
+    count = counts.get(tenant, 0) + places
+    if count:
+        counts[tenant] = count
+    else:
+        del counts[tenant]

@@ -14,7 +14,7 @@ __all__ = ["Deadlines"]
 
 
 class Deadlines:
-    """The two deadlines of one request, counted from when this is made.
+    """The two deadlines of one request.
 
     Belongs to the thread that answers the request, which checks it now and
     then: what is checked ends at most one poll late.
@@ -23,6 +23,7 @@ class Deadlines:
         total_seconds: For the whole answer; 0 is without end.
         queue_seconds: Until the engine begins with the prompt; 0 is without end.
         retry_after: Returns when one who waited in vain should come back.
+        started_at: From when they are counted, by the clock; None for now.
         clock: A monotonic clock.
     """
 
@@ -32,13 +33,14 @@ class Deadlines:
         total_seconds: float,
         queue_seconds: float,
         retry_after: Callable[[], float],
+        started_at: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total = total_seconds
         self._queue = queue_seconds
         self._retry_after = retry_after
         self._clock = clock
-        self._begin = clock()
+        self._begin = clock() if started_at is None else started_at
 
     def check(self, *, started: bool) -> None:
         """Raise where the time is over.

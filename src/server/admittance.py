@@ -44,10 +44,11 @@ class Admittance:
             return
         caller.admitted = True
         self._rates.take_request(caller.tenant)
+        tenant = sharer(caller.tenant, self._keys)
         if caller.reservation is None and not turned_away:
-            caller.reservation = self._engine.reserve(sharer(caller.tenant, self._keys))
+            caller.reservation = self._engine.reserve(tenant)
         if caller.reservation is None:
-            raise self._engine.refusal()
+            raise self._engine.refusal(tenant)
 
     def headers(self, caller: Caller) -> list[tuple[str, str]]:
         """Return the headers that tell a caller what is left of its rates; none if it has none."""

@@ -122,9 +122,9 @@ def _add_telemetry(
     engine.on_resume = ResumeCounter(instruments)
     if engine.loaded is not None:
         memory.mark()
-    add_metrics_routes(app, options, telemetry, collector)
     recorder = Recorder(instruments, collector, models=options.served_model_names)
     middleware = TelemetryMiddleware(app.wsgi_app, recorder, SpanWriter(telemetry.tracer))
+    add_metrics_routes(app, options, telemetry, collector, middleware.catch_up)
     app.wsgi_app = middleware  # type: ignore[method-assign] # as above
 
 

@@ -125,11 +125,15 @@ class Channel(Output):
         """Take bytes of the client."""
         if self._linger_until is not None:
             return False
-        if self.receiving_since is None:
+        begins = self.receiving_since is None
+        if begins:
             self.receiving_since = time.monotonic()
         result: bool = super().received(data)
         if self.request is None:
             self.receiving_since = None
+        elif begins:
+            server: Any = self.server
+            server.in_burst()
         return result
 
     def handle_close(self) -> None:

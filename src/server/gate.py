@@ -21,7 +21,7 @@ from .cors import cors_headers, is_preflight
 from .error_answer import error_headers
 from .families import ChatFamily, CompletionFamily
 from .foreign_errors import told_error
-from .hosts import Hosts, Origins
+from .hosts import Hosts, hosts_and_origins
 from .json_text import error_json
 from .metrics import METRICS_PATHS
 from .request_id import choose_request_id
@@ -79,12 +79,8 @@ class Gate:
         self._routes = app.url_map
         self._model = options.model_name
         self._keys = options.api_keys
-        self._hosts = Hosts(options.host, options.allowed_hosts)
+        self._hosts, self._origins = hosts_and_origins(options)
         self._operation_hosts = Hosts(options.operations_host, options.allowed_hosts)
-        self._origins = Origins(
-            options.allowed_origins,
-            names_are_known=bool(options.api_keys) or not self._hosts.guessed,
-        )
         self._admittance = admittance
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

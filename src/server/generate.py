@@ -137,6 +137,7 @@ class GenerateRoute:
             ),
             queue_seconds=options.queue_seconds,
             retry_after=self._engine.retry_after,
+            started_at=exchange_of(environ).started_at,
         )
         patience = RequestPatience(disconnected, self._shutdown.is_out_of_time, deadlines)
         return Run(patience, options.poll_seconds)

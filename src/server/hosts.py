@@ -17,7 +17,9 @@ from ..resilience.errors import HostForbiddenError, OriginForbiddenError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["ALL", "Hosts", "Origins"]
+    from .options import ServerOptions
+
+__all__ = ["ALL", "Hosts", "Origins", "hosts_and_origins"]
 
 ALL = "*"
 """Allows every host, or every origin."""
@@ -91,6 +93,13 @@ class Origins:
     def allows(self, origin: str) -> bool:
         """Whether pages of another origin may read the answers."""
         return self._everything or origin.lower() in self._allowed
+
+
+def hosts_and_origins(options: ServerOptions) -> tuple[Hosts, Origins]:
+    """Return by what names and from which pages the API may be used."""
+    hosts = Hosts(options.host, options.allowed_hosts)
+    known = bool(options.api_keys) or not hosts.guessed
+    return hosts, Origins(options.allowed_origins, names_are_known=known)
 
 
 def _same_host(origin: str, host: str) -> bool:

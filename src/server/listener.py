@@ -20,6 +20,7 @@ from waitress.task import ThreadedTaskDispatcher
 from ..resilience.sizing import OTHER_FILES
 from .loop import Loop, Members
 from .output import IN_MEMORY, UNREAD_STREAM
+from .places import Places
 from .tcp_server import Server
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Listener:
     ) -> None:
         self._options = options
         self._on_drain = on_drain
-        self._reserve = reserve
+        self._places = Places(options, reserve) if reserve is not None else None
         self._on_turn = on_turn
         self._loop_seconds = min(_LOOP_SECONDS, turn_seconds)
         self._shutdown = shutdown
@@ -119,7 +120,7 @@ class Listener:
                 self._loop.turn(wait)
                 self._on_turn()
         finally:
-            self._members.end_burst()
+            self._members.end_bursts()
             # Who still answers finds its connection closed; what wakes the loop is open till then.
             for server in self._servers:
                 server.close_channels()
@@ -163,7 +164,7 @@ class Listener:
             sockinfo=(sock.family, sock.type, sock.proto, sock.getsockname()),
         )
         server.options = self._options
-        server.reserve = self._reserve
+        server.places = self._places
         return server
 
 

@@ -9,6 +9,7 @@ all are asked, so that one that was forgotten is late and not lost.
 from __future__ import annotations
 
 import logging
+import math
 import select
 import selectors
 import threading
@@ -51,13 +52,13 @@ class Members(dict[int, Any]):
         self._wanted: deque[Callable[[], None]] = deque()
         self._put_off: deque[tuple[float, Callable[[], None]]] = deque()
         """With when it waits no longer."""
-        self._in_burst = False
+        self._is_in_burst = False
         """Whether anything has come in this turn that others may come with."""
         self._thread = 0
 
     def __setitem__(self, descriptor: int, member: Any) -> None:  # noqa: ANN401 - waitress' own
         super().__setitem__(descriptor, member)
-        self._in_burst = True
+        self.in_burst()
         self._changed.append(member)
 
     def __delitem__(self, descriptor: int) -> None:
@@ -72,16 +73,20 @@ class Members(dict[int, Any]):
         """Have the loop call ``action`` in a next turn, and wait for nothing before. As above."""
         self._wanted.append(action)
 
-    def after_burst(self, action: Callable[[], None]) -> None:
-        """Have the loop call ``action`` when a turn brings no request, or after some milliseconds.
+    def in_burst(self) -> None:
+        """Say that something has come that more may come with. In the loop's thread."""
+        self._is_in_burst = True
 
-        In the loop's thread.
+    def after_burst(self, action: Callable[[], None]) -> None:
+        """Have the loop call ``action`` when a turn brings no more, or after some milliseconds.
+
+        Those who want that are part of a burst, too. In the loop's thread.
         """
-        self._in_burst = True
+        self.in_burst()
         self._put_off.append((time.monotonic() + _BURST_SECONDS, action))
 
-    def end_burst(self) -> None:
-        """Call what was put off. In the loop's thread."""
+    def end_bursts(self) -> None:
+        """Call all that was put off. In the loop's thread, when it turns no more."""
         while self._put_off:
             _call(self._put_off.popleft()[1])
 
@@ -93,12 +98,9 @@ class Members(dict[int, Any]):
     def act(self) -> None:
         """Call what is wanted by now. In the loop's thread, which is the one that calls this."""
         self._thread = threading.get_ident()
-        self._in_burst = bool(self._wanted)
+        self._is_in_burst = bool(self._wanted)
         for _ in range(min(len(self._wanted), _ACTIONS)):
             _call(self._wanted.popleft())
-        now = time.monotonic() if self._put_off else 0.0
-        while self._put_off and self._put_off[0][0] <= now:
-            _call(self._put_off.popleft()[1])
 
     def ready(self, seconds: float) -> list[tuple[Any, int]]:
         """Return who is ready, and for what in poll's flags, after a wait of ``seconds`` at most."""
@@ -115,9 +117,15 @@ class Members(dict[int, Any]):
         return [(key.data, _FLAGS[events]) for key, events in found]
 
     def rest(self) -> None:
-        """End a turn: begin with what was put off unless this one was part of a burst."""
-        if not (self._in_burst or self._wanted):
-            self.end_burst()
+        """End a turn: begin with what was put off, unless this one was part of a burst.
+
+        What has waited for its time begins in any case.
+        """
+        due = math.inf if not (self._is_in_burst or self._wanted) else time.monotonic()
+        for _ in range(min(len(self._put_off), _ACTIONS)):
+            if self._put_off[0][0] > due:
+                break
+            _call(self._put_off.popleft()[1])
 
     def close(self) -> None:
         """Close every member, and the loop's own file."""

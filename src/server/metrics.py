@@ -16,6 +16,8 @@ from ..telemetry.legacy import (
 from .json_text import encode_json
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from flask import Flask
 
     from ..telemetry.collector import MetricsCollector
@@ -30,10 +32,17 @@ _FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Real-Ip", "Via")
 
 
 def add_metrics_routes(
-    app: Flask, options: ServerOptions, telemetry: Telemetry, collector: MetricsCollector
+    app: Flask,
+    options: ServerOptions,
+    telemetry: Telemetry,
+    collector: MetricsCollector,
+    catch_up: Callable[[], None],
 ) -> None:
-    """Add the routes to ``app``; both take GET and HEAD alone."""
-    routes = _Metrics(options, telemetry, collector)
+    """Add the routes to ``app``; both take GET and HEAD alone.
+
+    ``catch_up`` records what has ended, if that was put off; see :class:`TelemetryMiddleware`.
+    """
+    routes = _Metrics(options, telemetry, collector, catch_up)
     for path, name, view in (
         ("/metrics", "metrics", routes.prometheus),
         ("/v1/metrics", "legacy_metrics", routes.legacy),
@@ -45,8 +54,13 @@ class _Metrics:
     """Answers from what is measured at the moment; never waits for the engine."""
 
     def __init__(
-        self, options: ServerOptions, telemetry: Telemetry, collector: MetricsCollector
+        self,
+        options: ServerOptions,
+        telemetry: Telemetry,
+        collector: MetricsCollector,
+        catch_up: Callable[[], None],
     ) -> None:
+        self._catch_up = catch_up
         self._key = options.metrics_api_key
         self._telemetry = telemetry
         self._collector = collector
@@ -54,12 +68,14 @@ class _Metrics:
     def prometheus(self) -> Response:
         """``GET /metrics``: every instrument, as text or OpenMetrics."""
         self._check()
+        self._catch_up()
         body, content_type = self._telemetry.prometheus.scrape(request.headers.get("Accept", ""))
         return Response(body, content_type=content_type)
 
     def legacy(self) -> Response:
         """``GET /v1/metrics``: the figures of the last five minutes."""
         self._check()
+        self._catch_up()
         arguments = request.args
         query = LegacyQuery.parse(arguments.getlist("format"), arguments.getlist("category"))
         figures = self._collector.figures()

@@ -104,8 +104,8 @@ class Parser(HTTPRequestParser):
     """Whether there is no place for the request; see :class:`.channel.Server`."""
     reservation: Reservation | None = None
     """The place that is kept for it."""
-    tenant: int | None = None
-    """Whose key it has; None until that was looked at, and where there is no body."""
+    read_at: float | None = None
+    """When all of it was there, if the I/O loop was free to look at it then."""
     path = "/"
     request_uri = query = ""
     url_scheme = "http"
@@ -202,9 +202,7 @@ class Parser(HTTPRequestParser):
             return RequestEntityTooLarge("declared")
         if self.path.startswith("/v1/") and self.path not in METRICS_PATHS:
             try:
-                self.tenant = check_api_key(
-                    self.headers.get("AUTHORIZATION", ""), self._options.api_keys
-                )
+                check_api_key(self.headers.get("AUTHORIZATION", ""), self._options.api_keys)
             except AuthenticationError as error:
                 return Refusal(error)
         return None

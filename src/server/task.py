@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from waitress.task import WSGITask
 
-from ..telemetry.http import AFTERWARDS
+from ..telemetry.http import AFTERWARDS, STARTED_AT
 from .gate import RESERVATION, TURNED_AWAY
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ class Task(WSGITask):
         request: Any = self.request
         environ[TURNED_AWAY] = request.turned_away
         environ[RESERVATION] = request.reservation
+        if request.read_at is not None:
+            environ[STARTED_AT] = request.read_at
         server: Server = self.channel.server  # type: ignore[assignment] # as below
         if server.in_loop:
             # A refusal: those of the same burst are answered before this one is recorded.

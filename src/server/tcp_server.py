@@ -4,8 +4,8 @@ Lives in waitress' one I/O thread. What is added to waitress here:
 
 * where connections run out, those that wait longest for their client give way;
 * where there are no files, newcomers wait in the kernel;
-* a generation has its place from its head on, and of many that come at once those
-  without one are refused before anybody begins with the others.
+* a generation that has been read has its place or is refused, and of many that come at
+  once those without one are refused before anybody begins with the others.
 """
 
 from __future__ import annotations
@@ -21,19 +21,17 @@ from typing import TYPE_CHECKING, Any
 
 from waitress.server import TcpWSGIServer
 
-from .auth import sharer
 from .channel import Channel
-from .gate import GENERATION_PATHS
 from .output import excess
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from ..resilience.reservation import Reservation
     from .loop import Members
     from .options import ServerOptions
     from .output import Output
+    from .places import Places
 
 __all__ = ["Server"]
 
@@ -53,9 +51,9 @@ class Server(TcpWSGIServer):
 
     channel_class = Channel
     options: ServerOptions
-    """Set by whoever makes the server, before the I/O thread runs, as is :attr:`reserve`."""
-    reserve: Callable[[int], Reservation | None] | None
-    """Keeps a place for a generation; see :class:`.listener.Listener`."""
+    """Set by whoever makes the server, before the I/O thread runs, as is :attr:`places`."""
+    places: Places | None
+    """Those of generations; None where there are none here."""
 
     next_channel_cleanup = math.inf  # type: ignore[assignment] # it only compares
     """waitress would go by the wall clock; :meth:`readable` does what it would."""
@@ -83,6 +81,10 @@ class Server(TcpWSGIServer):
         if not self.in_loop:
             self.wake()
 
+    def in_burst(self) -> None:
+        """See :meth:`.loop.Members.in_burst`."""
+        self._connections().in_burst()
+
     def after_burst(self, action: Callable[[], None]) -> None:
         """See :meth:`.loop.Members.after_burst`."""
         self._connections().after_burst(action)
@@ -100,24 +102,16 @@ class Server(TcpWSGIServer):
         if not self.in_loop:
             to_thread()
             return
-        self._reserve_for(request)
         members = self._connections()
+        request.read_at = time.monotonic()
+        if self.places is not None:
+            self.places.keep(request)
         if request.reservation is not None:
             members.after_burst(to_thread)
         elif (request.error or request.turned_away) and not channel.total_outbufs_len:
             members.later(channel.service)
         else:
-            # It may be about those before it, which are to be in the figures.
-            members.end_burst()
             to_thread()
-
-    def _reserve_for(self, request: Any) -> None:  # noqa: ANN401 - waitress' own
-        """Keep a place for a generation whose key was looked at, or note that there is none."""
-        is_generation = request.command == "POST" and request.path in GENERATION_PATHS
-        if request.error or self.reserve is None or request.tenant is None or not is_generation:
-            return
-        request.reservation = self.reserve(sharer(request.tenant, self.options.api_keys))
-        request.turned_away = request.reservation is None
 
     def wake(self) -> None:
         """End the loop's wait. Safe from any thread and in signal handlers."""

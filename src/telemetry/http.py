@@ -8,7 +8,10 @@ minute is a request of a minute.
 from __future__ import annotations
 
 import logging
+import sys
+import threading
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -39,8 +42,8 @@ _log = logging.getLogger(__name__)
 STARTED_AT = "pharos.started_at"
 """Where a request's environment says when it began, if that was before the application has it."""
 AFTERWARDS = "pharos.afterwards"
-"""Where it has what calls a function a little later, in the same thread; left out where that does not
-matter. The request's time ends before it in any case."""
+"""Where it has what calls a function a little later, where the request shall be recorded then; left out
+where that does not matter. Its time ends before that in any case."""
 _KEY = "pharos.exchange"
 _CLIENT_CLOSED_REQUEST = 499
 
@@ -121,6 +124,8 @@ class TelemetryMiddleware:
         self._recorder = recorder
         self._spans = spans
         self._clock = clock
+        self._late: deque[Callable[[], None]] = deque()
+        self._catching_up = threading.Lock()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request."""
@@ -140,6 +145,22 @@ class TelemetryMiddleware:
         finally:
             CURRENT.reset(token)
         return _Body(body, exchange, self, self._clock, environ.get(AFTERWARDS))
+
+    def finish_later(
+        self, finish: Callable[[], None], afterwards: Callable[[Callable[[], None]], None]
+    ) -> None:
+        """Have ``afterwards`` record a request, unless somebody wants to see it before."""
+        self._late.append(finish)
+        afterwards(partial(self.catch_up, 1))
+
+    def catch_up(self, count: int = sys.maxsize) -> None:
+        """Record so many of the requests that were to be recorded later. Safe from any thread.
+
+        Whoever shows figures calls this before: who has its answer is in them.
+        """
+        with self._catching_up:
+            for _ in range(min(count, len(self._late))):
+                self._late.popleft()()
 
     def finish(self, exchange: Exchange, *, ended_at: float, written: bool) -> None:
         """Record a request that has ended."""
@@ -228,4 +249,4 @@ class _Body:
             if self._afterwards is None:
                 finish()
             else:
-                self._afterwards(finish)
+                self._middleware.finish_later(finish, self._afterwards)

@@ -137,18 +137,18 @@ def test_the_bound_holds_and_nothing_leaks(
 def test_a_place_is_kept_until_it_is_taken_or_given_back(
     batch: int, queue: int, calls: list[tuple[str, int]]
 ) -> None:
-    """Reserved and taken are never more than there is, and a reservation counts once."""
+    """A reservation counts once, and is no reason to refuse one who wants what is free."""
     admission, capacity = Admission(max_batch=batch, max_queue=queue), batch + queue
     kept: list[Reservation] = []
     held: list[int] = []
     for what, places in calls:
-        free = capacity - len(kept) - sum(held)
+        free = capacity - sum(held)
         if what == "reserve":
             reservation = admission.reserve()
-            assert (reservation is not None) == (free > 0)
+            assert (reservation is not None) == (free > len(kept))
             kept += [reservation] if reservation else []
         elif what == "take" and kept and places <= capacity:
-            fits, reservation = places <= free + 1, kept.pop(0)
+            fits, reservation = places <= free, kept.pop(0)
             with nullcontext() if fits else pytest.raises(QueueFullError):
                 admission.take(places, 0, reservation)
             held += [places] if fits else []
@@ -159,13 +159,31 @@ def test_a_place_is_kept_until_it_is_taken_or_given_back(
             ending.end()
         elif what == "release" and held:
             admission.release(held.pop(0))
-        assert sum(held) == admission.taken
+        assert sum(held) == admission.taken <= capacity
     for each in kept:
         each.end()
     for places in held:
         admission.release(places)
     admission.take(capacity)
     assert admission.reserve() is None
+
+
+def test_who_wants_many_is_not_refused_for_those_who_were_read_meanwhile() -> None:
+    """Of 20 that want four of 20 places each, the first five get them."""
+    admission = Admission(max_batch=4, max_queue=16)
+    kept = [admission.reserve() for _ in range(20)]
+    for each in kept[:5]:
+        admission.take(4, 0, each)
+    assert 20 == admission.taken
+    for each in kept[5:]:
+        with pytest.raises(QueueFullError, match="limit of 20 places"):
+            admission.take(4, 0, each)
+
+
+def test_who_has_no_key_is_not_told_of_its_share() -> None:
+    """Though a place has become free since it was found that there was none."""
+    admission = Admission(max_batch=1, max_queue=0)
+    assert "limit of 1 places" in str(admission.refusal())
 
 
 def test_a_reservation_counts_in_its_tenants_share() -> None:

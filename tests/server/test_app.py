@@ -15,9 +15,13 @@ from mlx_pharos.resilience.api_keys import ApiKey
 from mlx_pharos.server.app import create_app, start_telemetry
 from mlx_pharos.server.gate import RESERVATION
 from mlx_pharos.server.options import ServerOptions
+from mlx_pharos.telemetry.http import AFTERWARDS
 from support.client import CHAT, chat_body
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mlx_pharos.telemetry.telemetry import Telemetry
     from support.client import RunningServer
 
 
@@ -26,6 +30,7 @@ class BrokenEngine:
 
     state = EngineState.READY
     loaded = None
+    pid = None
     retry_after = 1.0
     reserve = Admission(max_batch=8, max_queue=0).reserve
 
@@ -67,6 +72,38 @@ def test_a_place_is_given_back_before_the_client_hears(body: bytes) -> None:
         list(app({**environ.get_environ(), RESERVATION: place}, start))
     assert place is not None
     assert [True] == free
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/v1/metrics"])
+def test_what_was_to_be_recorded_later_is_recorded_before_anybody_looks(path: str) -> None:
+    """Whatever port and thread the figures are asked for in; and only once."""
+    engine: Any = BrokenEngine()
+    options = ServerOptions(("tiny",))
+    put_off: list[Callable[[], None]] = []
+    environ = EnvironBuilder("/nowhere")
+    with start_telemetry(options) as telemetry:
+        app = create_app(options, engine, telemetry)
+        for _ in range(5):
+            answer: Any = app({**environ.get_environ(), AFTERWARDS: put_off.append}, _ignore)
+            list(answer)
+            answer.close()
+        assert 200 == app.test_client().get(path).status_code
+        counts = [_not_found(telemetry)]
+        for each in put_off:
+            each()
+        counts.append(_not_found(telemetry))
+    assert [5] * 2 == counts
+
+
+def _ignore(*_: Any) -> Any:
+    """Nobody reads the answer's head."""
+
+
+def _not_found(telemetry: Telemetry) -> int:
+    """Return how many answers of 404 have been recorded."""
+    text, _ = telemetry.prometheus.scrape("")
+    pattern = r'^http_server_request_duration_seconds_count\{.*="404".*\} (\d+)'
+    return sum(map(int, re.findall(pattern, text, re.MULTILINE)))
 
 
 @pytest.mark.parametrize("path", ["/livez", "/v1/models", "/nowhere"])

@@ -7,8 +7,12 @@ import json
 import re
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import IO, TYPE_CHECKING, Any
+
+import pytest
 
 from mlx_pharos.resilience.admission import Admission
 from mlx_pharos.resilience.api_keys import ApiKey
@@ -16,7 +20,9 @@ from mlx_pharos.resilience.reservation import Reservation
 from mlx_pharos.server.gate import REFUSAL, TURNED_AWAY
 from mlx_pharos.server.listener import Listener
 from mlx_pharos.server.options import ServerOptions
+from mlx_pharos.server.places import Places
 from mlx_pharos.server.shutdown import Shutdown
+from mlx_pharos.telemetry.http import STARTED_AT
 from support.client import CHAT, COMPLETIONS, chat_body, read_answer, wait_until
 
 if TYPE_CHECKING:
@@ -52,6 +58,7 @@ class Doors:
             self.all.append("refused")
             start("503 SERVICE UNAVAILABLE", [("Content-Length", "2")])
         else:
+            assert environ[STARTED_AT] <= time.monotonic()  # when it was read, not when it got here
             self.inside.append(name)
             self.all.append("inside")
             self.open.wait(20)
@@ -139,9 +146,10 @@ def test_a_refusal_needs_no_thread() -> None:
 def test_of_many_at_once_those_without_a_place_are_answered_first() -> None:
     """30 that come together at one place: nobody begins with that one before the 29 are refused."""
     doors, admission = Doors(), Admission(max_batch=1, max_queue=0)
-    come = threading.Event()
+    stalled, come = threading.Event(), threading.Event()
 
     def stall() -> None:
+        stalled.set()
         come.wait(10)
 
     with contextlib.ExitStack() as ends:
@@ -149,6 +157,7 @@ def test_of_many_at_once_those_without_a_place_are_answered_first() -> None:
         connections = [ends.enter_context(_connect(listener)) for _ in range(30)]
         wait_until(lambda: len(listener._members) > 30)
         listener._servers[0].later(stall)
+        assert stalled.wait(10)
         for connection in connections:
             connection.sendall(_post(CHAT))
         come.set()
@@ -157,6 +166,42 @@ def test_of_many_at_once_those_without_a_place_are_answered_first() -> None:
         doors.open.set()
         assert [200] + [503] * 29 == sorted(map(_status, connections))
         wait_until(lambda: admission._held == {})  # they wanted none, and gave them back
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, "kept"),
+        ({"ORIGIN": "http://evil.example"}, "neither"),
+        ({"HOST": "evil.example"}, "neither"),
+        ({"AUTHORIZATION": "Bearer third"}, "neither"),
+        ({"AUTHORIZATION": ""}, "neither"),
+        ({"AUTHORIZATION": "Bearer second"}, "turned away"),
+    ],
+)
+def test_a_place_is_kept_for_those_alone_who_may_have_it(
+    change: dict[str, str], expected: str
+) -> None:
+    """A page that may not use the server, or somebody without a key, cannot fill it by asking."""
+    keys = (ApiKey.of("one", "first"), ApiKey.of("two", "second"))
+    places = Places(
+        ServerOptions(("tiny",), api_keys=keys),
+        lambda tenant: Reservation(tenant, _nothing) if tenant == 1 else None,
+    )
+    headers = {"HOST": "localhost", "AUTHORIZATION": "Bearer first"} | change
+    request = SimpleNamespace(
+        error=None,
+        command="POST",
+        path=CHAT,
+        headers=headers,
+        reservation=None,
+        turned_away=False,
+    )
+    places.keep(request)
+    found = (request.reservation is not None, request.turned_away)
+    assert {"kept": (True, False), "neither": (False, False), "turned away": (False, True)}[
+        expected
+    ] == found
 
 
 def test_who_was_refused_is_in_the_figures_that_are_asked_for_next(
