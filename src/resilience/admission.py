@@ -143,7 +143,8 @@ def _is_fair(free: int, held: int, places: int, tenant: int) -> bool:
 def _add(counts: dict[int, int], tenant: int, places: int) -> None:
     """Change a tenant's count, and forget it where it becomes 0."""
     count = counts.get(tenant, 0) + places
+    assert count >= 0, "more was given back than was held"
     if count:
         counts[tenant] = count
     else:
-        del counts[tenant]
+        counts.pop(tenant, None)

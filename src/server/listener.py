@@ -20,7 +20,6 @@ from waitress.task import ThreadedTaskDispatcher
 from ..resilience.sizing import OTHER_FILES
 from .loop import Loop, Members
 from .output import IN_MEMORY, UNREAD_STREAM
-from .places import Places
 from .tcp_server import Server
 
 if TYPE_CHECKING:
@@ -28,8 +27,8 @@ if TYPE_CHECKING:
 
     from _typeshed.wsgi import WSGIApplication
 
-    from ..resilience.reservation import Reservation
     from .options import ServerOptions
+    from .places import Places
     from .shutdown import Shutdown
 
 __all__ = ["ListenError", "Listener"]
@@ -59,8 +58,7 @@ class Listener:
         options: Fixed for the listener's life.
         shutdown: Where the application sees how far the drain is.
         on_drain: Called once in the thread of :meth:`run`, when new work is refused.
-        reserve: Keeps a place for a generation; None where there is none for its tenant. Called in
-            that thread for each of them; must not wait.
+        places: Keeps them for generations, in that thread; None where nothing is generated.
         on_turn: Called in that thread each time that the loop has turned; must be quick.
         turn_seconds: How often the loop has to turn at least while nothing happens.
 
@@ -75,13 +73,13 @@ class Listener:
         shutdown: Shutdown,
         *,
         on_drain: Callable[[], None],
-        reserve: Callable[[int], Reservation | None] | None = None,
+        places: Places | None = None,
         on_turn: Callable[[], None] = _nothing,
         turn_seconds: float = _LOOP_SECONDS,
     ) -> None:
         self._options = options
         self._on_drain = on_drain
-        self._places = Places(options, reserve) if reserve is not None else None
+        self._places = places
         self._on_turn = on_turn
         self._loop_seconds = min(_LOOP_SECONDS, turn_seconds)
         self._shutdown = shutdown

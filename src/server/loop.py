@@ -52,6 +52,8 @@ class Members(dict[int, Any]):
         self._wanted: deque[Callable[[], None]] = deque()
         self._put_off: deque[tuple[float, Callable[[], None]]] = deque()
         """With when it waits no longer."""
+        self._chores: deque[tuple[float, Callable[[], None]]] = deque()
+        """Likewise."""
         self._is_in_burst = False
         """Whether anything has come in this turn that others may come with."""
         self._thread = 0
@@ -80,15 +82,24 @@ class Members(dict[int, Any]):
     def after_burst(self, action: Callable[[], None]) -> None:
         """Have the loop call ``action`` when a turn brings no more, or after some milliseconds.
 
-        Those who want that are part of a burst, too. In the loop's thread.
+        It must be quick: all that are due begin in one turn. Those who want that are part of a
+        burst, too. In the loop's thread.
         """
         self.in_burst()
         self._put_off.append((time.monotonic() + _BURST_SECONDS, action))
 
+    def chore(self, action: Callable[[], None]) -> None:
+        """Have the loop call ``action`` as :meth:`after_burst` does, though it takes its time.
+
+        A part of these is done in each turn, which is more than the loop itself can bring.
+        """
+        self.in_burst()
+        self._chores.append((time.monotonic() + _BURST_SECONDS, action))
+
     def end_bursts(self) -> None:
         """Call all that was put off. In the loop's thread, when it turns no more."""
-        while self._put_off:
-            _call(self._put_off.popleft()[1])
+        for waiting in (self._put_off, self._chores):
+            _call_due(waiting, math.inf, len(waiting))
 
     @property
     def in_loop(self) -> bool:
@@ -113,7 +124,8 @@ class Members(dict[int, Any]):
                 _log.exception("a socket cannot be waited for; a connection is closed for it")
                 if not member.accepting:
                     member.handle_close()
-        found = self._selector.select(0 if self._wanted or self._put_off else seconds)
+        hurried = self._wanted or self._put_off or self._chores
+        found = self._selector.select(0 if hurried else seconds)
         return [(key.data, _FLAGS[events]) for key, events in found]
 
     def rest(self) -> None:
@@ -122,10 +134,8 @@ class Members(dict[int, Any]):
         What has waited for its time begins in any case.
         """
         due = math.inf if not (self._is_in_burst or self._wanted) else time.monotonic()
-        for _ in range(min(len(self._put_off), _ACTIONS)):
-            if self._put_off[0][0] > due:
-                break
-            _call(self._put_off.popleft()[1])
+        _call_due(self._put_off, due, len(self._put_off))
+        _call_due(self._chores, due, 2 * _ACTIONS)
 
     def close(self) -> None:
         """Close every member, and the loop's own file."""
@@ -154,6 +164,14 @@ class Members(dict[int, Any]):
             self._selector.unregister(descriptor)
         elif known.events != wanted:
             self._selector.modify(descriptor, wanted, member)
+
+
+def _call_due(waiting: deque[tuple[float, Callable[[], None]]], due: float, count: int) -> None:
+    """Call so many at most of those whose time has come."""
+    for _ in range(min(len(waiting), count)):
+        if waiting[0][0] > due:
+            break
+        _call(waiting.popleft()[1])
 
 
 def _call(action: Callable[[], None]) -> None:

@@ -15,6 +15,7 @@ from .app import create_app, start_telemetry
 from .listener import Listener, ListenError
 from .observation import observe_listener
 from .operations import operations_listener
+from .places import PLACES
 from .policy_observation import RetryObserver
 from .sd_notify import SdNotify
 from .shutdown import Shutdown
@@ -22,7 +23,7 @@ from .shutdown import Shutdown
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from _typeshed.wsgi import WSGIApplication
+    from flask import Flask
 
     from ..engine.client import EngineClient
     from .options import ServerOptions
@@ -105,7 +106,7 @@ def _spare_the_collector() -> None:
 
 
 def _listener(
-    app: WSGIApplication,
+    app: Flask,
     options: ServerOptions,
     shutdown: Shutdown,
     engine: EngineClient,
@@ -120,7 +121,7 @@ def _listener(
         options,
         shutdown,
         on_drain=drain,
-        reserve=engine.reserve,
+        places=app.extensions[PLACES],
         on_turn=notify.turn,
         turn_seconds=notify.turn_seconds,
     )

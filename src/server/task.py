@@ -34,7 +34,7 @@ class Task(WSGITask):
         server: Server = self.channel.server  # type: ignore[assignment] # as below
         if server.in_loop:
             # A refusal: those of the same burst are answered before this one is recorded.
-            environ[AFTERWARDS] = server.after_burst
+            environ[AFTERWARDS] = server.chore
         return environ
 
     def write(self, data: bytes) -> None:

@@ -85,9 +85,9 @@ class Server(TcpWSGIServer):
         """See :meth:`.loop.Members.in_burst`."""
         self._connections().in_burst()
 
-    def after_burst(self, action: Callable[[], None]) -> None:
-        """See :meth:`.loop.Members.after_burst`."""
-        self._connections().after_burst(action)
+    def chore(self, action: Callable[[], None]) -> None:
+        """See :meth:`.loop.Members.chore`."""
+        self._connections().chore(action)
 
     def add_task(self, channel: Channel) -> None:  # type: ignore[override] # which is its task
         """Have a channel's next request answered by a worker thread; a refusal by the loop.

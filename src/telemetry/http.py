@@ -158,9 +158,11 @@ class TelemetryMiddleware:
 
         Whoever shows figures calls this before: who has its answer is in them.
         """
-        with self._catching_up:
-            for _ in range(min(count, len(self._late))):
-                self._late.popleft()()
+        # Once more than there are: one that another thread has taken is recorded when this has the lock.
+        for _ in range(min(count, len(self._late) + 1)):
+            with self._catching_up:
+                if self._late:
+                    self._late.popleft()()
 
     def finish(self, exchange: Exchange, *, ended_at: float, written: bool) -> None:
         """Record a request that has ended."""

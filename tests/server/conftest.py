@@ -14,6 +14,7 @@ from mlx_pharos.server.app import create_app, start_telemetry
 from mlx_pharos.server.listener import Listener
 from mlx_pharos.server.operations import operations_listener
 from mlx_pharos.server.options import ServerOptions
+from mlx_pharos.server.places import PLACES
 from mlx_pharos.server.shutdown import Shutdown
 from support.client import RunningServer
 
@@ -71,7 +72,9 @@ def _serving(
     telemetry = telemetry or start_telemetry(options)
     try:
         app = create_app(options, engine, telemetry, shutdown)
-        listener = Listener(app, options, shutdown, on_drain=engine.drain, reserve=engine.reserve)
+        listener = Listener(
+            app, options, shutdown, on_drain=engine.drain, places=app.extensions[PLACES]
+        )
         with operations_listener(app, options, shutdown) as operations:
             loop = threading.Thread(target=listener.run, name="listener")
             loop.start()

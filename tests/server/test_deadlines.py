@@ -126,6 +126,20 @@ def test_the_queue_deadline_is_over_once_the_engine_begins() -> None:
             deadlines.check(started=started)
 
 
+def test_deadlines_count_from_when_the_request_was_read() -> None:
+    """What it waited for a thread is of the time that it has."""
+    deadlines = Deadlines(
+        total_seconds=10,
+        queue_seconds=2,
+        retry_after=lambda: 3.0,
+        started_at=100.0,
+        clock=lambda: 102.5,
+    )
+    deadlines.check(started=True)
+    with pytest.raises(QueueTimeoutError):
+        deadlines.check(started=False)
+
+
 def test_a_stream_that_waits_sends_its_headers_when_proxies_want_to_hear(
     tmp_path: Path, serving: Callable[..., Any]
 ) -> None:

@@ -170,13 +170,45 @@ def test_what_can_wait_for_the_end_of_a_burst_waits(
 
 
 def test_what_was_put_off_holds_up_nobody_either(lines: Lines) -> None:
-    """Of much that was, the loop does a part in each turn."""
+    """Of chores the loop does a part in each turn."""
     done: list[int] = []
-    for number in range(3 * _ACTIONS):
-        lines.members.after_burst(partial(done.append, number))
-    for turn in range(1, 4):
+    for number in range(4 * _ACTIONS):
+        lines.members.chore(partial(done.append, number))
+    for turn in range(1, 3):
         lines.loop.turn(10)
-        assert list(range(turn * _ACTIONS)) == done
+        assert list(range(2 * turn * _ACTIONS)) == done
+
+
+def test_in_a_flood_that_lasts_nothing_waits_longer_and_longer(
+    lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many refusals as a turn can have, each with a chore, without end: what has a place begins
+    when its time is over, and no chore waits for more than those of that time.
+    """
+    now = time.monotonic()
+    monkeypatch.setattr("mlx_pharos.server.loop.time.monotonic", lambda: now)
+    begun: list[float] = []
+    done: list[float] = []
+
+    def note(waits: list[float], since: float) -> None:
+        waits.append(now - since)
+
+    def refuse() -> None:
+        lines.members.later(refuse)
+        lines.members.chore(partial(note, done, now))
+
+    for _ in range(2 * _ACTIONS):
+        lines.members.later(refuse)
+    turn_seconds = _BURST_SECONDS / 5
+    for _ in range(200):
+        lines.members.after_burst(partial(note, begun, now))
+        now += turn_seconds
+        lines.loop.turn(10)
+    longest = _BURST_SECONDS + 1.01 * turn_seconds
+    assert len(begun) > 190
+    assert max(begun) <= longest
+    assert len(done) > 190 * _ACTIONS
+    assert max(done) <= longest
 
 
 def test_a_burst_that_does_not_end_holds_up_nothing(

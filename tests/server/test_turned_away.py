@@ -16,6 +16,7 @@ import pytest
 
 from mlx_pharos.resilience.admission import Admission
 from mlx_pharos.resilience.api_keys import ApiKey
+from mlx_pharos.resilience.rates import Rates
 from mlx_pharos.resilience.reservation import Reservation
 from mlx_pharos.server.gate import REFUSAL, TURNED_AWAY
 from mlx_pharos.server.listener import Listener
@@ -47,6 +48,7 @@ class Doors:
         self.open = threading.Event()
         self.inside: list[str] = []
         self.refused_in: list[str] = []
+        self.started_at: list[float] = []
         self.all: list[str] = []
         """What happened, in its order."""
 
@@ -58,7 +60,7 @@ class Doors:
             self.all.append("refused")
             start("503 SERVICE UNAVAILABLE", [("Content-Length", "2")])
         else:
-            assert environ[STARTED_AT] <= time.monotonic()  # when it was read, not when it got here
+            self.started_at.append(environ[STARTED_AT])
             self.inside.append(name)
             self.all.append("inside")
             self.open.wait(20)
@@ -86,7 +88,7 @@ def _reserving(doors: Doors, reserve: Callable[[int], Reservation | None]) -> It
         options,
         Shutdown(),
         on_drain=lambda: None,
-        reserve=reserve,
+        places=Places(options, reserve, Rates(requests=0, tokens=0)),
     )
     loop = threading.Thread(target=listener.run, name="the loop")
     loop.start()
@@ -143,8 +145,11 @@ def test_a_refusal_needs_no_thread() -> None:
         assert "the loop" not in doors.inside
 
 
-def test_of_many_at_once_those_without_a_place_are_answered_first() -> None:
+def test_of_many_at_once_those_without_a_place_are_answered_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """30 that come together at one place: nobody begins with that one before the 29 are refused."""
+    monkeypatch.setattr("mlx_pharos.server.loop._BURST_SECONDS", 60)
     doors, admission = Doors(), Admission(max_batch=1, max_queue=0)
     stalled, come = threading.Event(), threading.Event()
 
@@ -165,7 +170,23 @@ def test_of_many_at_once_those_without_a_place_are_answered_first() -> None:
         assert ["refused"] * 29 + ["inside"] == doors.all
         doors.open.set()
         assert [200] + [503] * 29 == sorted(map(_status, connections))
-        wait_until(lambda: admission._held == {})  # they wanted none, and gave them back
+        wait_until(lambda: admission._reserved == {})  # they wanted none, and gave them back
+
+
+def test_a_request_begins_when_it_was_read() -> None:
+    """And not when a thread comes to it: its duration and its deadlines have the wait in them."""
+    doors, is_full = Doors(), threading.Event()
+    with contextlib.ExitStack() as ends:
+        listener = ends.enter_context(_listening(doors, is_full))
+        threads = sum(listener.threads())
+        connections = [ends.enter_context(_connect(listener)) for _ in range(threads + 1)]
+        for connection in connections:
+            connection.sendall(_post(CHAT))
+        wait_until(lambda: listener.queued() == 1)
+        read = time.monotonic()
+        doors.open.set()
+        assert [200] * len(connections) == list(map(_status, connections))
+        assert max(doors.started_at) <= read
 
 
 @pytest.mark.parametrize(
@@ -177,16 +198,22 @@ def test_of_many_at_once_those_without_a_place_are_answered_first() -> None:
         ({"AUTHORIZATION": "Bearer third"}, "neither"),
         ({"AUTHORIZATION": ""}, "neither"),
         ({"AUTHORIZATION": "Bearer second"}, "turned away"),
+        ({"AUTHORIZATION": "Bearer fast"}, "neither"),
     ],
 )
 def test_a_place_is_kept_for_those_alone_who_may_have_it(
     change: dict[str, str], expected: str
 ) -> None:
-    """A page that may not use the server, or somebody without a key, cannot fill it by asking."""
-    keys = (ApiKey.of("one", "first"), ApiKey.of("two", "second"))
+    """A page that may not use the server, somebody without a key, and who is over the rate: none of
+    these can fill it by asking.
+    """
+    keys = tuple(ApiKey.of(name, name) for name in ("first", "second", "fast"))
+    rates = Rates(requests=1, tokens=0)
+    rates.take_request(3)
     places = Places(
         ServerOptions(("tiny",), api_keys=keys),
-        lambda tenant: Reservation(tenant, _nothing) if tenant == 1 else None,
+        lambda tenant: None if tenant == 2 else Reservation(tenant, _nothing),
+        rates,
     )
     headers = {"HOST": "localhost", "AUTHORIZATION": "Bearer first"} | change
     request = SimpleNamespace(
@@ -256,6 +283,8 @@ def test_a_request_that_wants_no_place_gives_back_the_one_kept_for_it(
                 clients.submit(_leave, server)
             answers = list(clients.map(lambda body: server.post(CHAT, body), wrong * 20))
         assert {answer.status for answer in answers} <= {400, 404, 503}
+        server.wait_idle()
+        wait_until(lambda: server.engine._admission._reserved == {})
         server.wait_idle()
         busy = [server.send(CHAT, **chat_body(max_tokens=8000, stream=True)) for _ in range(2)]
         wait_until(lambda: server.engine.in_flight == 2)
