@@ -20,11 +20,7 @@ from msgspec import msgpack
 
 from ..resilience.admission import Admission
 from ..resilience.convictions import Convictions
-from ..resilience.errors import (
-    DrainingError,
-    EngineDiedError,
-    PharosError,
-)
+from ..resilience.errors import DrainingError, EngineDiedError, PharosError
 from ..resilience.restarts import RestartPolicy
 from . import protocol
 from .engine_state import Endurance, EngineSnapshot, EngineState

@@ -85,6 +85,12 @@ class Output(HTTPChannel):
         server: Any = self.server
         server.changed(self)
 
+    @property
+    def chores(self) -> Callable[[Callable[[], None]], None] | None:
+        """What has the loop do something a little later; None in any other thread."""
+        server: Any = self.server
+        return server.chore if server.in_loop else None
+
     def _flush_exception(
         self,
         flush: Callable[..., Any] | None,

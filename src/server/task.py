@@ -11,7 +11,6 @@ from .gate import RESERVATION, TURNED_AWAY
 
 if TYPE_CHECKING:
     from .output import Output
-    from .tcp_server import Server
 
 __all__ = ["Task"]
 
@@ -31,10 +30,10 @@ class Task(WSGITask):
         environ[RESERVATION] = request.reservation
         if request.read_at is not None:
             environ[STARTED_AT] = request.read_at
-        server: Server = self.channel.server  # type: ignore[assignment] # as below
-        if server.in_loop:
+        output: Output = self.channel  # type: ignore[assignment] # the stubs know waitress' own
+        if output.chores is not None:
             # A refusal: those of the same burst are answered before this one is recorded.
-            environ[AFTERWARDS] = server.chore
+            environ[AFTERWARDS] = output.chores
         return environ
 
     def write(self, data: bytes) -> None:
@@ -42,6 +41,6 @@ class Task(WSGITask):
         if self.wrote_header:
             super().write(data)
             return
-        output: Output = self.channel  # type: ignore[assignment] # the stubs know waitress' own
+        output: Output = self.channel  # type: ignore[assignment] # as above
         with output.gathering():
             super().write(data)
