@@ -31,6 +31,7 @@ status, its OpenAI error ``type`` and ``code``, and whether a retry can help::
     │   ├── EngineDiedError             503 server_error / engine_died
     │   ├── OOMError                    503 server_error / out_of_memory
     │   ├── EngineFailureError          500 server_error / engine_failure
+    │   ├── ShutdownError               503 server_error / shutdown
     │   └── DeadlineExceededError       504 server_error / deadline_exceeded
     ├── InternalError                   500 server_error / internal_error
     ├── CacheError                      the prompt cache failed; the request goes on without it
@@ -78,6 +79,7 @@ __all__ = [
     "RequestError",
     "RequestTooLargeError",
     "RouteNotFoundError",
+    "ShutdownError",
     "StorageFullError",
     "UnsupportedFieldError",
 ]
@@ -100,11 +102,12 @@ class PharosError(Exception):
     code: ClassVar[str | None] = None
     advice: ClassVar[str] = "Try once more; if it fails again, tell the operator the request id."
     """For clients: whether sending the request again can help."""
+    retry_seconds: ClassVar[float | None] = None
+    """What ``retry_after`` is unless the raiser knows better."""
     is_told: ClassVar[bool] = True
     """Whether a client can get this error; else it is the operator's, or never leaves a room."""
     refusal: ClassVar[str | None] = None
-    """What refused the request before anything was started, as metrics name it; None where it
-    was not refused."""
+    """What refused the request before anything was started, as metrics name it; else None."""
 
     def __init__(
         self, message: str, *, param: str | None = None, retry_after: float | None = None
@@ -112,7 +115,7 @@ class PharosError(Exception):
         super().__init__(message)
         self.message = message
         self.param = param
-        self.retry_after = retry_after
+        self.retry_after = self.retry_seconds if retry_after is None else retry_after
 
 
 class RequestError(PharosError):
@@ -250,9 +253,7 @@ class RefusedError(PharosError):
     status = 503
     type = "overloaded_error"
     advice = "Nothing was started: send it again after `Retry-After` seconds."
-
-    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
-        super().__init__(message, retry_after=retry_after)
+    retry_seconds = 1.0
 
 
 class QueueFullError(RefusedError):
@@ -313,28 +314,33 @@ class EngineDiedError(GenerationError):
     """The engine ended more often than a request may survive, or for good."""
 
     status = 503
+    retry_seconds = 1.0
     code = "engine_died"
     advice = "Send it again after `Retry-After` seconds; the engine is started again."
-
-    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
-        super().__init__(message, retry_after=retry_after)
 
 
 class OOMError(GenerationError):
     """There was not enough memory to go on with the request, whatever was freed for it."""
 
     status = 503
+    retry_seconds = 5.0
     code = "out_of_memory"
     advice = "Send it again after `Retry-After` seconds; a shorter prompt or answer needs less."
-
-    def __init__(self, message: str, *, retry_after: float = 5.0) -> None:
-        super().__init__(message, retry_after=retry_after)
 
 
 class EngineFailureError(GenerationError):
     """The engine reported that this request failed; the engine goes on."""
 
     code = "engine_failure"
+
+
+class ShutdownError(GenerationError):
+    """The server was stopped, and its time to finish was over before the request was done."""
+
+    status = 503
+    retry_seconds = 5.0
+    code = "shutdown"
+    advice = "Send it again after `Retry-After` seconds; what a stream has sent is valid."
 
 
 class DeadlineExceededError(GenerationError):
@@ -370,10 +376,7 @@ class CacheError(PharosError):
 
 
 class ModelError(PharosError):
-    """The configured model is missing, damaged or of an unsupported kind.
-
-    Raised while pulling and loading; shown to the operator, never to a client.
-    """
+    """The configured model is missing, damaged or of an unsupported kind; for the operator."""
 
     code = "model_error"
     is_told = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from ..resilience.errors import DrainingError, InvalidRequestError
+from ..resilience.errors import DrainingError, InvalidRequestError, ShutdownError
 from .run import ClientGoneError
 
 if TYPE_CHECKING:
@@ -67,6 +67,9 @@ class RequestPatience:
         if self._disconnected():
             raise ClientGoneError
         if self._out_of_time():
-            message = "The server shut down before this request was done. Send it again."
-            raise DrainingError(message)
+            if started:
+                message = "The server shut down before this request was done. Send it again."
+                raise ShutdownError(message)
+            message = "The server shut down before this request had its turn. Send it again."
+            raise DrainingError(message, retry_after=5.0)
         self._deadlines.check(started=started)

@@ -172,7 +172,8 @@ class Run:
 
         Raises:
             GenerationError: The engine died or failed.
-            DrainingError: The server's time to finish is over.
+            DrainingError: The server's time to finish is over, and nothing was started.
+            ShutdownError: It is over, and something was.
             QueueTimeoutError: The call waited too long for its turn.
             DeadlineExceededError: It took too long in all.
             ClientGoneError: Nobody waits any more.

@@ -104,7 +104,7 @@ def test_out_of_time(patient_model: Path, examine: Callable[[Patient], Examinati
             server.send_signal(signal.SIGTERM)
             assert 0 == server.wait(40)
         examination.judge_end(load, whole=False)
-        assert {"draining"} == {reply.error for reply in load.replies}
+        assert {"shutdown"} == {reply.error for reply in load.replies}
         assert [200 if each.ask.streams else 503 for each in load.replies] == [
             each.status for each in load.replies
         ]

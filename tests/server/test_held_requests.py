@@ -80,7 +80,7 @@ def test_the_grace_period_goes_on_for_held_requests(down: RunningServer) -> None
         wait_until(lambda: down.shutdown.draining)
         down.listener.stop()
         rest = _read_until(stream, b"[DONE]\n\n")
-        assert b'"draining"' in rest
+        assert b'"shutdown"' in rest
 
 
 def _kill_engine_of(server: int) -> None:

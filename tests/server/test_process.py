@@ -183,7 +183,7 @@ def test_what_cannot_finish_ends_with_an_error(
     assert [200, 503] == sorted(status for status, _ in results)
     for status, body in results:
         error = json.loads(body) if status == 503 else list(events(body))[-1]
-        assert "draining" == error["error"]["code"]
+        assert "shutdown" == error["error"]["code"]
 
 
 def test_an_idle_server_leaves_at_once(process: Process) -> None:
