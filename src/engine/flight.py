@@ -117,6 +117,7 @@ class Flight:
             case Started():
                 self.stage = Stage.RUNNING
                 self.prefill_at = self.prefill_at or event.at
+                self.generation.has_begun = True
                 return None
             case Accepted():
                 self.stage = Stage.WAITING

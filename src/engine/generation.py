@@ -88,6 +88,8 @@ class Generation:
         self._pace = pace
         self._looked_at = 0.0
         self._unfinished = n
+        self.has_begun = False
+        """Whether an engine has begun with it, by what the reader thread knows."""
         self._cancel = cancel
         self._closed = False
         self._waiting: queue.SimpleQueue[RequestEvent | Resumed | PharosError] = queue.SimpleQueue()

@@ -82,14 +82,6 @@ class Rates:
         """
         self._take(tenant, "tokens", estimate)
 
-    def is_spent(self, tenant: int) -> bool:
-        """Return whether any request would be refused now; it counts as nothing."""
-        with self._lock:
-            return any(
-                self._bucket(tenant, resource, limit).level < 1
-                for resource, limit in self._limits.items()
-            )
-
     def settle_tokens(self, tenant: int, *, estimate: int, used: int) -> None:
         """Correct what was charged to what was used."""
         limit = self._limits.get("tokens")

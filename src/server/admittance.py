@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..resilience.errors import RateLimitError
 from .auth import sharer
 
 if TYPE_CHECKING:
@@ -29,26 +30,34 @@ class Admittance:
         self._rates = rates
         self._engine = engine
 
-    def admit(self, caller: Caller, *, turned_away: bool = False) -> None:
-        """Count a request, and keep a place for it; one that was counted before is left as it is.
+    def judge(self, caller: Caller) -> None:
+        """Count a request, and keep a place for it; note on its caller what is against that.
 
-        Args:
-            caller: Whose it is. It may have its place already.
-            turned_away: Whether it was found before that there is none; else it is looked now.
+        One that was judged before is left as it is: it counts once. Waits for nothing.
+        """
+        if caller.admitted:
+            return
+        caller.admitted = True
+        try:
+            self._rates.take_request(caller.tenant)
+        except RateLimitError as error:
+            caller.refusal = error
+            return
+        tenant = sharer(caller.tenant, self._keys)
+        caller.reservation = self._engine.reserve(tenant)
+        if caller.reservation is None:
+            caller.refusal = self._engine.refusal(tenant)
+
+    def admit(self, caller: Caller) -> None:
+        """Judge a request, if it was not yet, and raise what is against it.
 
         Raises:
             RateLimitError: The caller sends more than it may.
             RefusedError: The server is full.
         """
-        if caller.admitted:
-            return
-        caller.admitted = True
-        self._rates.take_request(caller.tenant)
-        tenant = sharer(caller.tenant, self._keys)
-        if caller.reservation is None and not turned_away:
-            caller.reservation = self._engine.reserve(tenant)
-        if caller.reservation is None:
-            raise self._engine.refusal(tenant)
+        self.judge(caller)
+        if caller.refusal is not None:
+            raise caller.refusal
 
     def headers(self, caller: Caller) -> list[tuple[str, str]]:
         """Return the headers that tell a caller what is left of its rates; none if it has none."""

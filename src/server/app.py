@@ -84,7 +84,7 @@ def create_app(
     app.add_url_rule("/v1/chat/completions", "chat_completions", generate.chat, methods=["POST"])
     app.add_url_rule("/v1/completions", "completions", generate.completion, methods=["POST"])
     add_report_routes(app, options, engine, shutdown, started_at=int(time.time()))
-    app.extensions[PLACES] = Places(options, engine.reserve, rates)
+    app.extensions[PLACES] = Places(options, admittance)
     app.wsgi_app = Gate(app, options, admittance)  # type: ignore[method-assign] # Flask's own way
     _add_telemetry(app, options, engine, telemetry)
     return app

@@ -77,8 +77,8 @@ class Channel(Output):
         try:
             super().service()
         finally:
-            if request.reservation is not None:
-                request.reservation.end()
+            if request.caller is not None:
+                request.caller.end_reservation()
         self.served_at = time.monotonic()
         if self.connected:
             self.changed()

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .caller import Caller
     from .options import ServerOptions
 
-__all__ = ["GENERATION_PATHS", "REFUSAL", "RESERVATION", "TURNED_AWAY", "Gate", "operations"]
+__all__ = ["GENERATION_PATHS", "REFUSAL", "Gate", "operations"]
 
 GENERATION_PATHS: Final = {
     "/v1/chat/completions": ChatFamily.operation,
@@ -48,10 +48,6 @@ OPERATION_PATHS = METRICS_PATHS | {"/livez", "/readyz", "/health"}
 """All that the second listener answers."""
 REFUSAL: Final = "pharos.refusal"
 """Where a request's environment has the error that its parser found."""
-RESERVATION: Final = "pharos.reservation"
-"""Where it has the place that is kept for it; None, or left out, where none is yet."""
-TURNED_AWAY: Final = "pharos.turned_away"
-"""Where it has whether it is refused for want of a place, unless the judges before find something."""
 _OPERATIONS: Final = "pharos.operations"
 _log = logging.getLogger(__name__)
 
@@ -88,8 +84,6 @@ class Gate:
         caller = caller_of(environ)
         exchange = exchange_of(environ)
         exchange.request_id = choose_request_id(environ.get("HTTP_X_REQUEST_ID", ""))
-
-        caller.reservation = environ.get(RESERVATION)
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:  # noqa: ANN401 - WSGI's
             caller.end_reservation()  # a request that is answered has its place, or wants none
@@ -135,7 +129,7 @@ class Gate:
 
     def _admit(self, environ: WSGIEnvironment, path: str, caller: Caller) -> None:
         try:
-            self._admittance.admit(caller, turned_away=environ.get(TURNED_AWAY, False))
+            self._admittance.admit(caller)
         except Exception as error:
             # A generation that was refused, as the figures have it.
             draft = GenerationDraft(operation=GENERATION_PATHS[path], model=self._model)

@@ -114,7 +114,7 @@ class GenerateRoute:
         charge = take_tokens(rates, caller.tenant, call, body_bytes=request.content_length or 0)
         run.on_finished = lambda usage: charge.settle(usage.prompt + usage.completion)
         draft.report = charge.settled_by(run.report)
-        draft.has_begun = lambda: run.started
+        draft.has_begun = lambda: run.begun
         self._start(run, call, family, caller)
         envelope = Envelope(options.model_name)
         if call.stream:

@@ -24,7 +24,7 @@ from .refusal import Refusal, refusal_of
 if TYPE_CHECKING:
     from waitress.adjustments import Adjustments
 
-    from ..resilience.reservation import Reservation
+    from .caller import Caller
     from .options import ServerOptions
 
 __all__ = ["Chunks", "Parser"]
@@ -100,10 +100,8 @@ class Parser(HTTPRequestParser):
 
     # waitress leaves out what it could not read.
     command: str = _UNREAD  # type: ignore[assignment] # where it was read it is text, too
-    turned_away = False
-    """Whether there is no place for the request; see :class:`.channel.Server`."""
-    reservation: Reservation | None = None
-    """The place that is kept for it."""
+    caller: Caller | None = None
+    """Whose it is, if that was looked at when it had been read."""
     read_at: float | None = None
     """When all of it was there, if the I/O loop was free to look at it then."""
     path = "/"

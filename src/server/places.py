@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from ..resilience.errors import AuthenticationError, HostForbiddenError, OriginForbiddenError
-from .auth import check_api_key, sharer
+from .auth import check_api_key
+from .caller import Caller
 from .gate import GENERATION_PATHS
 from .hosts import hosts_and_origins
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from ..resilience.rates import Rates
-    from ..resilience.reservation import Reservation
+    from .admittance import Admittance
     from .options import ServerOptions
 
 __all__ = ["PLACES", "Places"]
@@ -23,29 +21,18 @@ PLACES: Final = "pharos.places"
 
 
 class Places:
-    """Keeps them. In the I/O thread alone.
+    """Keeps them. In the I/O thread alone."""
 
-    Args:
-        options: Fixed for the server's life.
-        reserve: Keeps a place for a tenant; None where there is none. Must not wait.
-        rates: What each client may ask for.
-    """
-
-    def __init__(
-        self,
-        options: ServerOptions,
-        reserve: Callable[[int], Reservation | None],
-        rates: Rates,
-    ) -> None:
+    def __init__(self, options: ServerOptions, admittance: Admittance) -> None:
+        """Keep them for those whom ``admittance`` admits."""
         self._keys = options.api_keys
         self._hosts, self._origins = hosts_and_origins(options)
-        self._reserve = reserve
-        self._rates = rates
+        self._admittance = admittance
 
     def keep(self, request: Any) -> None:  # noqa: ANN401 - waitress' own
-        """Note on a request that has been read its place, or that it is turned away.
+        """Judge a request that has been read, and note its caller on it: with a place, or refused.
 
-        One that wants none, or that the gate will refuse for another reason, gets neither.
+        One that wants none, or that the gate will refuse for another reason, is left as it is.
         """
         if request.error or request.command != "POST" or request.path not in GENERATION_PATHS:
             return
@@ -56,7 +43,5 @@ class Places:
             tenant = check_api_key(headers.get("AUTHORIZATION", ""), self._keys)
         except (HostForbiddenError, OriginForbiddenError, AuthenticationError):
             return
-        if self._rates.is_spent(tenant):
-            return
-        request.reservation = self._reserve(sharer(tenant, self._keys))
-        request.turned_away = request.reservation is None
+        request.caller = Caller(tenant)
+        self._admittance.judge(request.caller)

@@ -157,6 +157,11 @@ class Run:
                 submission.accept(self._poll)
                 self._check()
 
+    @property
+    def begun(self) -> bool:
+        """Whether the engine has begun with any part of the call, though it has told nothing yet."""
+        return any(each.started or each.generation.has_begun for each in self._submissions)
+
     def wait_started(self, seconds: float) -> None:
         """Wait until the engine begins with the first prompt, but no longer than ``seconds``.
 
@@ -220,7 +225,7 @@ class Run:
     def _check(self) -> None:
         """Ask for patience, unless everything is there already."""
         if self._live:
-            self._patience.check(started=self.started)
+            self._patience.check(started=self.begun)
 
     def _collect(self, submission: Submission, timeout: float, gains: dict[int, Gain]) -> None:
         if submission.echo:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from waitress.task import WSGITask
 
 from ..telemetry.http import AFTERWARDS, STARTED_AT
-from .gate import RESERVATION, TURNED_AWAY
+from .caller import CALLER
 
 if TYPE_CHECKING:
     from .output import Output
@@ -26,8 +26,7 @@ class Task(WSGITask):
         """Return the WSGI environment."""
         environ: dict[str, Any] = super().get_environment()
         request: Any = self.request
-        environ[TURNED_AWAY] = request.turned_away
-        environ[RESERVATION] = request.reservation
+        environ[CALLER] = request.caller
         if request.read_at is not None:
             environ[STARTED_AT] = request.read_at
         output: Output = self.channel  # type: ignore[assignment] # the stubs know waitress' own

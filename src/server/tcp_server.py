@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+    from .caller import Caller
     from .loop import Members
     from .options import ServerOptions
     from .output import Output
@@ -106,10 +107,12 @@ class Server(TcpWSGIServer):
         request.read_at = time.monotonic()
         if self.places is not None:
             self.places.keep(request)
-        if request.reservation is not None:
-            members.after_burst(to_thread)
-        elif (request.error or request.turned_away) and not channel.total_outbufs_len:
+        caller: Caller | None = request.caller
+        is_refused = request.error or (caller is not None and caller.refusal is not None)
+        if is_refused and not channel.total_outbufs_len:
             members.later(channel.service)
+        elif caller is not None:
+            members.after_burst(to_thread)
         else:
             to_thread()
 

@@ -13,7 +13,7 @@ from mlx_pharos.engine.client import EngineState
 from mlx_pharos.resilience.admission import Admission
 from mlx_pharos.resilience.api_keys import ApiKey
 from mlx_pharos.server.app import create_app, start_telemetry
-from mlx_pharos.server.gate import RESERVATION
+from mlx_pharos.server.caller import CALLER, Caller
 from mlx_pharos.server.options import ServerOptions
 from mlx_pharos.telemetry.http import AFTERWARDS
 from support.client import CHAT, chat_body
@@ -60,7 +60,7 @@ def test_a_place_is_given_back_before_the_client_hears(body: bytes) -> None:
     engine: Any = BrokenEngine()
     options, admission = ServerOptions(("tiny",)), Admission(max_batch=1, max_queue=0)
     environ = EnvironBuilder(CHAT, method="POST", data=body, content_type="application/json")
-    place = admission.reserve()
+    caller = Caller(admitted=True, reservation=admission.reserve())
     free: list[bool] = []
 
     def start(*_: Any) -> Any:
@@ -69,8 +69,7 @@ def test_a_place_is_given_back_before_the_client_hears(body: bytes) -> None:
 
     with start_telemetry(options) as telemetry:
         app = create_app(options, engine, telemetry)
-        list(app({**environ.get_environ(), RESERVATION: place}, start))
-    assert place is not None
+        list(app({**environ.get_environ(), CALLER: caller}, start))
     assert [True] == free
 
 

@@ -9,10 +9,12 @@ import pytest
 from mlx_pharos.resilience.deadline import Deadlines
 from mlx_pharos.resilience.errors import (
     DeadlineExceededError,
+    DrainingError,
     InvalidRequestError,
     QueueTimeoutError,
+    ShutdownError,
 )
-from mlx_pharos.server.patience import requested_seconds
+from mlx_pharos.server.patience import RequestPatience, requested_seconds
 from support.client import CHAT, chat_body, events, wait_until
 from support.tiny_model import write_tiny_model
 
@@ -124,6 +126,17 @@ def test_the_queue_deadline_is_over_once_the_engine_begins() -> None:
     for started in (False, True):
         with pytest.raises(DeadlineExceededError):
             deadlines.check(started=started)
+
+
+def test_who_had_not_begun_at_a_shutdown_is_told_that_nothing_was_started() -> None:
+    """And who had, that it was cut off. Both may come again."""
+    deadlines = Deadlines(total_seconds=0, queue_seconds=0, retry_after=lambda: 3.0)
+    patience = RequestPatience(bool, lambda: True, deadlines)
+    with pytest.raises(DrainingError) as refused:
+        patience.check(started=False)
+    with pytest.raises(ShutdownError) as cut:
+        patience.check(started=True)
+    assert [5.0] * 2 == [refused.value.retry_after, cut.value.retry_after]
 
 
 def test_deadlines_count_from_when_the_request_was_read() -> None:

@@ -67,6 +67,10 @@ class Process:
         health = json.loads(self.request("GET", "/health")[1])
         return int(health["running"] + health["waiting"])
 
+    def running(self) -> int:
+        """Sequences that the engine works on."""
+        return int(json.loads(self.request("GET", "/health")[1])["running"])
+
 
 @contextlib.contextmanager
 def started(model: Path, **settings: Any) -> Iterator[Process]:
@@ -166,8 +170,8 @@ def test_what_cannot_finish_ends_with_an_error(
     """After the grace, or at a second signal, requests end in words and the exit code is 0."""
     results: list[Any] = []
     threads = [ask(process, results, max_tokens=8000, stream=s) for s in (False, True)]
-    wait_until(lambda: process.in_flight() == 2)
-    # A stream that has not begun would end with a status.
+    # A stream that has not begun would end with a status, and who waits would be told `draining`.
+    wait_until(lambda: process.running() == 2)
     wait_until(lambda: process.begun == 1)
     begin = time.monotonic()
     process.popen.send_signal(number)

@@ -16,9 +16,11 @@ import pytest
 
 from mlx_pharos.resilience.admission import Admission
 from mlx_pharos.resilience.api_keys import ApiKey
+from mlx_pharos.resilience.errors import PharosError
 from mlx_pharos.resilience.rates import Rates
-from mlx_pharos.resilience.reservation import Reservation
-from mlx_pharos.server.gate import REFUSAL, TURNED_AWAY
+from mlx_pharos.server.admittance import Admittance
+from mlx_pharos.server.caller import caller_of
+from mlx_pharos.server.gate import REFUSAL
 from mlx_pharos.server.listener import Listener
 from mlx_pharos.server.options import ServerOptions
 from mlx_pharos.server.places import Places
@@ -37,10 +39,6 @@ if TYPE_CHECKING:
 _GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
-def _nothing(_: int) -> None:
-    """Nobody counts."""
-
-
 class Doors:
     """An application that keeps each thread that comes to it until it is let go."""
 
@@ -55,7 +53,7 @@ class Doors:
     def __call__(self, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
         """Refuse at once what is refused in any case."""
         name = threading.current_thread().name
-        if environ.get(TURNED_AWAY) or REFUSAL in environ:
+        if REFUSAL in environ or caller_of(environ).refusal is not None:
             self.refused_in.append(name)
             self.all.append("refused")
             start("503 SERVICE UNAVAILABLE", [("Content-Length", "2")])
@@ -69,18 +67,7 @@ class Doors:
 
 
 @contextlib.contextmanager
-def _listening(doors: Doors, is_full: threading.Event) -> Iterator[Listener]:
-    """Listen with as few threads as there can be, and refuse while an event is set."""
-
-    def reserve(tenant: int) -> Reservation | None:
-        return None if is_full.is_set() else Reservation(tenant, _nothing)
-
-    with _reserving(doors, reserve) as listener:
-        yield listener
-
-
-@contextlib.contextmanager
-def _reserving(doors: Doors, reserve: Callable[[int], Reservation | None]) -> Iterator[Listener]:
+def _listening(doors: Doors, admission: Any) -> Iterator[Listener]:
     """Listen with as few threads as there can be."""
     options = ServerOptions(("tiny",), port=0, threads=1, drain_seconds=1.0)
     listener = Listener(
@@ -88,7 +75,7 @@ def _reserving(doors: Doors, reserve: Callable[[int], Reservation | None]) -> It
         options,
         Shutdown(),
         on_drain=lambda: None,
-        places=Places(options, reserve, Rates(requests=0, tokens=0)),
+        places=Places(options, Admittance(Rates(requests=0, tokens=0), admission)),
     )
     loop = threading.Thread(target=listener.run, name="the loop")
     loop.start()
@@ -119,15 +106,15 @@ def test_a_refusal_needs_no_thread() -> None:
     """While every thread is kept, a full server refuses generations and what is no HTTP; when it
     is full no more, the next generation goes to a thread, on the same connection.
     """
-    doors, is_full = Doors(), threading.Event()
+    doors, admission = Doors(), Admission(max_batch=1, max_queue=0)
     with contextlib.ExitStack() as ends:
-        listener = ends.enter_context(_listening(doors, is_full))
+        listener = ends.enter_context(_listening(doors, admission))
         threads = sum(listener.threads())
         for _ in range(threads):
             ends.enter_context(_connect(listener)).sendall(_GET)
         wait_until(lambda: len(doors.inside) == threads)
 
-        is_full.set()
+        admission.take(1)
         patient = ends.enter_context(_connect(listener))
         for path in (CHAT, COMPLETIONS, CHAT):
             patient.sendall(_post(path))
@@ -137,7 +124,7 @@ def test_a_refusal_needs_no_thread() -> None:
         assert 503 == _status(rubbish)
         assert ["the loop"] * 4 == doors.refused_in
 
-        is_full.clear()
+        admission.release(1)
         patient.sendall(_post(CHAT))
         doors.open.set()
         assert 200 == _status(patient)
@@ -158,7 +145,7 @@ def test_of_many_at_once_those_without_a_place_are_answered_first(
         come.wait(10)
 
     with contextlib.ExitStack() as ends:
-        listener = ends.enter_context(_reserving(doors, admission.reserve))
+        listener = ends.enter_context(_listening(doors, admission))
         connections = [ends.enter_context(_connect(listener)) for _ in range(30)]
         wait_until(lambda: len(listener._members) > 30)
         listener._servers[0].later(stall)
@@ -175,60 +162,77 @@ def test_of_many_at_once_those_without_a_place_are_answered_first(
 
 def test_a_request_begins_when_it_was_read() -> None:
     """And not when a thread comes to it: its duration and its deadlines have the wait in them."""
-    doors, is_full = Doors(), threading.Event()
+    doors, admission = Doors(), Admission(max_batch=64, max_queue=0)
     with contextlib.ExitStack() as ends:
-        listener = ends.enter_context(_listening(doors, is_full))
+        listener = ends.enter_context(_listening(doors, admission))
         threads = sum(listener.threads())
         connections = [ends.enter_context(_connect(listener)) for _ in range(threads + 1)]
         for connection in connections:
             connection.sendall(_post(CHAT))
-        wait_until(lambda: listener.queued() == 1)
+        wait_until(lambda: len(doors.inside) == threads and listener.queued() == 1)
         read = time.monotonic()
         doors.open.set()
         assert [200] * len(connections) == list(map(_status, connections))
         assert max(doors.started_at) <= read
 
 
+def _request(headers: dict[str, str]) -> Any:
+    """Return a request as the I/O loop has read it."""
+    return SimpleNamespace(error=None, command="POST", path=CHAT, headers=headers, caller=None)
+
+
 @pytest.mark.parametrize(
-    ("change", "expected"),
+    ("change", "free", "expected"),
     [
-        ({}, "kept"),
-        ({"ORIGIN": "http://evil.example"}, "neither"),
-        ({"HOST": "evil.example"}, "neither"),
-        ({"AUTHORIZATION": "Bearer third"}, "neither"),
-        ({"AUTHORIZATION": ""}, "neither"),
-        ({"AUTHORIZATION": "Bearer second"}, "turned away"),
-        ({"AUTHORIZATION": "Bearer fast"}, "neither"),
+        ({}, 1, "kept"),
+        ({}, 0, "queue_full"),
+        ({"ORIGIN": "http://evil.example"}, 1, "not looked at"),
+        ({"HOST": "evil.example"}, 1, "not looked at"),
+        ({"AUTHORIZATION": "Bearer third"}, 1, "not looked at"),
+        ({"AUTHORIZATION": ""}, 1, "not looked at"),
+        ({"AUTHORIZATION": "Bearer fast"}, 1, "rate_limit_exceeded"),
     ],
 )
 def test_a_place_is_kept_for_those_alone_who_may_have_it(
-    change: dict[str, str], expected: str
+    change: dict[str, str], free: int, expected: str
 ) -> None:
     """A page that may not use the server, somebody without a key, and who is over the rate: none of
     these can fill it by asking.
     """
-    keys = tuple(ApiKey.of(name, name) for name in ("first", "second", "fast"))
-    rates = Rates(requests=1, tokens=0)
-    rates.take_request(3)
-    places = Places(
-        ServerOptions(("tiny",), api_keys=keys),
-        lambda tenant: None if tenant == 2 else Reservation(tenant, _nothing),
-        rates,
-    )
-    headers = {"HOST": "localhost", "AUTHORIZATION": "Bearer first"} | change
-    request = SimpleNamespace(
-        error=None,
-        command="POST",
-        path=CHAT,
-        headers=headers,
-        reservation=None,
-        turned_away=False,
-    )
+    keys = tuple(ApiKey.of(name, name) for name in ("first", "fast"))
+    rates, admission = Rates(requests=1, tokens=0), Admission(max_batch=1, max_queue=0)
+    rates.take_request(2)
+    if not free:
+        admission.take(1)
+    engine: Any = admission
+    places = Places(ServerOptions(("tiny",), api_keys=keys), Admittance(rates, engine, keys))
+    request = _request({"HOST": "localhost", "AUTHORIZATION": "Bearer first"} | change)
     places.keep(request)
-    found = (request.reservation is not None, request.turned_away)
-    assert {"kept": (True, False), "neither": (False, False), "turned away": (False, True)}[
-        expected
-    ] == found
+    found = "not looked at" if request.caller is None else "kept"
+    if request.caller is not None and request.caller.refusal is not None:
+        found = request.caller.refusal.code
+    assert expected == found
+    assert (expected == "kept") == bool(admission._reserved)
+
+
+def test_who_has_a_place_is_within_the_rate() -> None:
+    """Of a burst beyond places and rate, those that come first are served: they are counted first, and
+    not after those who are refused.
+    """
+    engine: Any = Admission(max_batch=4, max_queue=28)
+    admittance = Admittance(Rates(requests=60, tokens=0, clock=float), engine)
+    places = Places(ServerOptions(("tiny",)), admittance)
+    ends = []
+    for _ in range(200):
+        request = _request({"HOST": "localhost"})
+        places.keep(request)
+        try:
+            admittance.admit(request.caller)
+        except PharosError as error:
+            ends.append(error.code)
+        else:
+            ends.append("served")
+    assert ["served"] * 32 + ["queue_full"] * 28 + ["rate_limit_exceeded"] * 140 == ends
 
 
 def test_who_was_refused_is_in_the_figures_that_are_asked_for_next(
@@ -310,9 +314,9 @@ def _skip(answers: IO[bytes]) -> bytes:
 
 def test_requests_in_a_pipeline_are_refused_one_after_the_other() -> None:
     """Each has its answer, in their order, and the connection goes on."""
-    doors, is_full = Doors(), threading.Event()
-    is_full.set()
-    with _listening(doors, is_full) as listener, _connect(listener) as connection:
+    doors, admission = Doors(), Admission(max_batch=1, max_queue=0)
+    admission.take(1)
+    with _listening(doors, admission) as listener, _connect(listener) as connection:
         connection.sendall(_post(CHAT) * 50 + _GET)
         doors.open.set()
         received = b""
