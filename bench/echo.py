@@ -7,11 +7,10 @@ terminated. A request has to come in one piece. It answers one connection at a t
 from __future__ import annotations
 
 import socket
-import subprocess
-import sys
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from .servers import helper
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,18 +23,8 @@ _ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 @contextmanager
 def echo() -> Iterator[int]:
     """Answer while the context lasts; its value is the port on 127.0.0.1."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bench.echo"],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parent.parent,
-    )
-    assert process.stdout is not None
-    try:
-        yield int(process.stdout.readline())
-    finally:
-        process.terminate()
-        process.wait(10)
+    with helper("bench.echo") as port:
+        yield port
 
 
 def main() -> None:

@@ -6,13 +6,13 @@ take the machine's time from what is measured.
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from .servers import helper
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,18 +45,8 @@ def receiver(status: int = 200, delay: float = 0.0) -> Iterator[str]:
         status: What it answers.
         delay: Seconds that it takes for it.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bench.receiver", str(status), str(delay)],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parent.parent,
-    )
-    try:
-        assert process.stdout is not None
-        yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
-    finally:
-        process.terminate()
-        process.wait()
+    with helper("bench.receiver", str(status), str(delay)) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 def main() -> None:

@@ -206,7 +206,7 @@ class EngineClient:
         return [flight.generation for flight in flights]
 
     def reserve(self, tenant: int) -> Reservation | None:
-        """Keep a place for a request that is being read; None where there is none.
+        """Keep a place for a request that has been read; None where there is none.
 
         Safe from any thread, and waits for nothing.
         """
@@ -311,7 +311,7 @@ class EngineClient:
     def _refuse_unless_ready(self) -> None:
         if self._draining:
             message = "The server is shutting down. Retry against another instance, or later."
-            raise DrainingError(message, retry_after=5.0)
+            raise DrainingError(message)
         if self.state is not EngineState.READY:
             raise self._supervision.unavailable()
 

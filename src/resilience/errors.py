@@ -295,6 +295,7 @@ class StorageFullError(RefusedError):
 class DrainingError(RefusedError):
     """The server is shutting down and takes no new work."""
 
+    retry_seconds = 5.0
     code = "draining"
     refusal = "draining"
 
@@ -362,8 +363,7 @@ class CacheError(PharosError):
 
     Attributes:
         operation: What failed: ``lookup``, ``load``, ``extract`` or ``store``.
-        corruption: Where an entry was found not to be what had been stored: in its
-            ``format`` or its ``content``; empty for all other failures.
+        corruption: What of an entry was not as stored: ``format`` or ``content``; else empty.
     """
 
     code = "cache_error"

@@ -101,11 +101,7 @@ class Gate:
             if told is not error:
                 _log.exception("request %s failed at the gate", exchange.request_id)
             return self._refuse(environ, told, start)
-        try:
-            return self._application(environ, start)
-        except BaseException:
-            caller.end_reservation()
-            raise
+        return self._application(environ, start)
 
     def _judge(self, environ: WSGIEnvironment, caller: Caller) -> None:
         """Raise what is wrong with a request."""

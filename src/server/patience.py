@@ -71,5 +71,5 @@ class RequestPatience:
                 message = "The server shut down before this request was done. Send it again."
                 raise ShutdownError(message)
             message = "The server shut down before this request had its turn. Send it again."
-            raise DrainingError(message, retry_after=5.0)
+            raise DrainingError(message)
         self._deadlines.check(started=started)

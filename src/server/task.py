@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from waitress.task import WSGITask
 
 from ..telemetry.http import AFTERWARDS, STARTED_AT
-from .caller import CALLER
+from .caller import CALLER, Caller
 
 if TYPE_CHECKING:
     from .output import Output
@@ -26,7 +26,7 @@ class Task(WSGITask):
         """Return the WSGI environment."""
         environ: dict[str, Any] = super().get_environment()
         request: Any = self.request
-        environ[CALLER] = request.caller
+        request.caller = environ[CALLER] = request.caller or Caller()
         if request.read_at is not None:
             environ[STARTED_AT] = request.read_at
         output: Output = self.channel  # type: ignore[assignment] # the stubs know waitress' own

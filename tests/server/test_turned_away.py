@@ -160,6 +160,26 @@ def test_of_many_at_once_those_without_a_place_are_answered_first(
         wait_until(lambda: admission._reserved == {})  # they wanted none, and gave them back
 
 
+class Failing(Doors):
+    """An application that fails."""
+
+    def __call__(self, *_: object) -> Iterable[bytes]:
+        """Fail."""
+        message = "on purpose"
+        raise RuntimeError(message)
+
+
+def test_an_application_that_fails_keeps_no_place() -> None:
+    """Whatever comes out of it, the place of the request is free again."""
+    admission = Admission(max_batch=1, max_queue=0)
+    with _listening(Failing(), admission) as listener:
+        for _ in range(3):
+            with _connect(listener) as connection:
+                connection.sendall(_post(CHAT))
+                assert 500 == _status(connection)
+            wait_until(lambda: admission._reserved == {})
+
+
 def test_a_request_begins_when_it_was_read() -> None:
     """And not when a thread comes to it: its duration and its deadlines have the wait in them."""
     doors, admission = Doors(), Admission(max_batch=64, max_queue=0)
