@@ -14,6 +14,7 @@ from mlx_pharos import __version__
 from mlx_pharos.telemetry import telemetry as telemetry_module
 from mlx_pharos.telemetry.correlation import CURRENT
 from mlx_pharos.telemetry.telemetry import Telemetry, TelemetryOptions
+from support.client import wait_until
 from support.collector import (
     attributes_of,
     black_hole,
@@ -34,13 +35,6 @@ def _telemetry(endpoint: str = "", **options: Callable[[], float]) -> Telemetry:
 
 def _threads() -> set[threading.Thread]:
     return set(threading.enumerate())
-
-
-def _wait(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 15
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_nothing_configured_exports_nothing() -> None:
@@ -252,12 +246,12 @@ def test_recovery_comes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     with _telemetry(f"http://127.0.0.1:{port}") as telemetry:
         telemetry.tracer.start_span("lost").end()
         telemetry.instruments.tokens.add(7, {"model": "tiny", "type": "output"})
-        _wait(lambda: telemetry.losses.count("traces") == 1)
-        _wait(lambda: telemetry.losses.count("metrics") > 0)
+        wait_until(lambda: telemetry.losses.count("traces") == 1)
+        wait_until(lambda: telemetry.losses.count("metrics") > 0)
         with collector(port) as target:
             telemetry.tracer.start_span("seen").end()
-            _wait(lambda: [span.name for span in target.spans()] == ["seen"])
-            _wait(lambda: "pharos.telemetry.dropped" in target.metrics())
+            wait_until(lambda: [span.name for span in target.spans()] == ["seen"])
+            wait_until(lambda: "pharos.telemetry.dropped" in target.metrics())
             metrics = target.metrics()
             assert 7 == metrics["pharos.tokens"].sum.data_points[0].as_int
 
@@ -285,8 +279,8 @@ def test_the_log_has_one_line_a_minute(
         for _ in range(times):
             now = telemetry.losses.count("traces")
             telemetry.tracer.start_span("x").end()
-            _wait(lambda now=now: telemetry.losses.count("traces") > now)  # type: ignore[misc]
-        _wait(lambda: telemetry.losses.count("metrics") > before)
+            wait_until(lambda now=now: telemetry.losses.count("traces") > now)  # type: ignore[misc]
+        wait_until(lambda: telemetry.losses.count("metrics") > before)
 
     with (
         failing_collector(fault) as endpoint,
