@@ -2,8 +2,8 @@
 
 ``python -m bench.poller PORT PERIOD PATH...`` reads each path once in so many seconds, one after the
 other with a pause between, so that none waits for what the answer before it left to do. It prints
-one JSON object of lists of seconds by path when its standard input closes, after a line that says
-it has begun.
+one JSON object when its standard input closes, after a line that says it has begun: by path a list of
+when each answer was asked for, by the monotonic clock, and how many seconds it took.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["SCRAPES", "polling"]
+__all__ = ["SCRAPES", "Poll", "polling"]
+
+Poll = tuple[float, float]
+"""When an answer was asked for, by the monotonic clock, and how many seconds it took."""
 
 SCRAPES = ("/metrics", "/v1/metrics")
 _ACCEPT = (
@@ -34,8 +37,8 @@ _ACCEPT = (
 @contextmanager
 def polling(
     port: int, period: float, paths: Sequence[str] = SCRAPES
-) -> Iterator[dict[str, list[float]]]:
-    """Poll while the context lasts; the dictionary has the seconds by path after it."""
+) -> Iterator[dict[str, list[Poll]]]:
+    """Poll while the context lasts; the dictionary has the polls by path after it."""
     process = subprocess.Popen(
         [sys.executable, "-m", "bench.poller", str(port), str(period), *paths],
         stdin=subprocess.PIPE,
@@ -43,7 +46,7 @@ def polling(
         text=True,
         cwd=Path(__file__).parent.parent,
     )
-    found: dict[str, list[float]] = {}
+    found: dict[str, list[Poll]] = {}
     assert process.stdout is not None
     # A Python that starts takes more of a small machine than all polls of a round.
     process.stdout.readline()
@@ -58,7 +61,7 @@ def main() -> None:
     """Poll until nobody listens any more."""
     port, paths = int(sys.argv[1]), sys.argv[3:]
     pause = float(sys.argv[2]) / len(paths)
-    seconds: dict[str, list[float]] = {path: [] for path in paths}
+    polls: dict[str, list[Poll]] = {path: [] for path in paths}
     # Kept open, as Prometheus does.
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     print("polling", flush=True)
@@ -69,9 +72,9 @@ def main() -> None:
         connection.request("GET", path, headers={"Accept": _ACCEPT})
         response = connection.getresponse()
         response.read()
-        seconds[path].append(time.monotonic() - begin)
+        polls[path].append((begin, time.monotonic() - begin))
         assert response.status == http.HTTPStatus.OK, response.status
-    print(json.dumps(seconds))
+    print(json.dumps(polls))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
 from statistics import median, quantiles
 from typing import TYPE_CHECKING
@@ -35,6 +36,7 @@ _PERIOD = 0.09
 """Seconds in which each path is asked for once: a pause of 30 ms between two of them."""
 _NOTHING = "/livez"
 _ECHO = "another process"
+_POLL_BOUNDS = {"/v1/metrics": "<= 5", "/metrics": "<= 25", _NOTHING: "", _ECHO: ""}
 
 
 def telemetry_32(setting: Setting) -> list[Row]:
@@ -88,9 +90,11 @@ def polls(setting: Setting) -> list[Row]:
     """How long ``/metrics`` and ``/v1/metrics`` take while 32 streams run, and ``/livez`` meanwhile.
 
     The latter asks for nothing: it shows what the wait for a thread takes. And an answer of another
-    process, which takes no work at all: it shows what the wait for the machine takes.
+    process, which takes no work at all: it shows what the wait for the machine takes. Polls that came
+    while the streams of a round began, all at once, or ended have rows of their own.
     """
-    seconds: dict[str, list[float]] = {path: [] for path in (*SCRAPES, _NOTHING, _ECHO)}
+    running_seconds: dict[str, list[float]] = {path: [] for path in _POLL_BOUNDS}
+    other_seconds: dict[str, list[float]] = {path: [] for path in _POLL_BOUNDS}
     with ExitStack() as stack:
         limit = stack.enter_context(echo())
         endpoint = stack.enter_context(receiver())
@@ -103,22 +107,35 @@ def polls(setting: Setting) -> list[Row]:
                 polling(server.port, _PERIOD, [*SCRAPES, _NOTHING]) as found,
                 polling(limit, _PERIOD, ["/"]) as least,
             ):
-                _load(server, number)
+                began_at = time.monotonic()
+                load = _load(server, number)
+                ended_at = time.monotonic()
+            begin, end = load.together
             for path, taken in (found | {_ECHO: least["/"]}).items():
-                # The last one may fall behind the load.
-                seconds[path] += taken[:-1]
-            if len(seconds[_NOTHING]) >= _POLLS:
+                asked = [each for each in taken if began_at <= each[0] < ended_at]
+                for at, seconds in asked:
+                    kept = running_seconds if begin <= at < end else other_seconds
+                    kept[path].append(seconds)
+            if len(running_seconds[_NOTHING]) >= _POLLS:
                 break
-    bounds = {"/v1/metrics": "<= 5", "/metrics": "<= 25", _NOTHING: "", _ECHO: ""}
-    return [row for path, bound in bounds.items() for row in _poll_rows(path, seconds[path], bound)]
+    rows = [
+        row
+        for path, bound in _POLL_BOUNDS.items()
+        for row in _poll_rows(path, running_seconds[path], bound)
+    ]
+    return rows + [
+        row
+        for path in _POLL_BOUNDS
+        for row in _poll_rows(f"{path} as they begin and end", other_seconds[path], "")
+    ]
 
 
-def _poll_rows(path: str, seconds: list[float], bound: str) -> list[Row]:
+def _poll_rows(what: str, seconds: list[float], bound: str) -> list[Row]:
     taken = [1e3 * each for each in seconds]
     name, raw = "polls, 32 streams", {"milliseconds": taken}
     return [
-        Row(name, f"{path} p99, ms", [quantiles(taken, n=100)[98]], "", [], bound, raw=raw),
-        Row(name, f"{path} median, ms", [median(taken)], "", [], ""),
+        Row(name, f"{what} p99, ms", [quantiles(taken, n=100)[98]], "", [], bound, raw=raw),
+        Row(name, f"{what} median, ms", [median(taken)], "", [], ""),
     ]
 
 

@@ -139,8 +139,9 @@ def _spawn(pipe: int) -> subprocess.Popen[bytes]:
         stdin=subprocess.DEVNULL,
         pass_fds=(pipe,),
         env=_environment(),
-        # Ctrl-C goes to all processes of a terminal's group; the server decides for both.
-        start_new_session=True,
+        # Ctrl-C goes to all processes of a terminal's group; the server decides for both. Not a
+        # session of its own: Linux divides processors among sessions before it looks at niceness.
+        process_group=0,
     )
 
 

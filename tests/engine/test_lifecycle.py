@@ -240,6 +240,17 @@ def test_signals_of_the_terminal_do_not_end_the_engine(own_engine: EngineClient)
     assert generate(own_engine, "still here", max_tokens=3).finishes
 
 
+def test_the_engine_gives_way_to_the_server(own_engine: EngineClient) -> None:
+    """It is nicer in all its threads, and shares the server's session, in which that counts."""
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    each = [own_engine.pid]
+    if sys.platform == "linux":  # where it is a thread's, and elsewhere the process'
+        each += [thread.id for thread in psutil.Process(own_engine.pid).threads()]
+    assert {min(ours + 3, 19)} == {os.getpriority(os.PRIO_PROCESS, one) for one in each}
+    assert os.getsid(0) == os.getsid(own_engine.pid)
+    assert os.getpgid(0) != os.getpgid(own_engine.pid)
+
+
 def test_model_that_cannot_be_loaded_is_explained(tmp_path: Path) -> None:
     """The operator reads why, and nobody waits for ever."""
     client = start_engine(engine_options(tmp_path), max_batch=1, max_queue=1)
