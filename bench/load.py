@@ -58,14 +58,14 @@ class Outcome:
     """How long each attempt took that was answered with 503 and ``Retry-After``."""
     whole: list[float] = field(default_factory=list)
     """From the connection to the end, of completed requests."""
-    began_at: list[float] = field(default_factory=list)
-    """When each completed request had its first token, by the monotonic clock."""
-    ended_at: list[float] = field(default_factory=list)
+    streamed: list[tuple[float, float]] = field(default_factory=list)
+    """From when to when each completed request streamed, by the monotonic clock."""
 
     @property
     def together(self) -> tuple[float, float]:
-        """From when to when all of them were streaming."""
-        return max(self.began_at), min(self.ended_at)
+        """From when to when all were streaming at once; the end is before the begin where never."""
+        assert not self.failures, self
+        return max(begin for begin, _ in self.streamed), min(end for _, end in self.streamed)
 
     @property
     def rate(self) -> float:
@@ -188,9 +188,9 @@ def _count(outcome: Outcome, chat: _Chat) -> None:
         return
     tokens = int(found[-1])
     outcome.completed += 1
-    outcome.ended_at.append(time.monotonic())
-    outcome.began_at.append(chat.first)
-    outcome.whole.append(outcome.ended_at[-1] - chat.begin)
+    now = time.monotonic()
+    outcome.streamed.append((chat.first, now))
+    outcome.whole.append(now - chat.begin)
     outcome.tokens += tokens
     outcome.first_token.append(chat.first - chat.begin)
     if tokens > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from contextlib import ExitStack
 from statistics import median, quantiles
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from .scenarios import OURS, Row, Setting, outcomes_as_json
 from .servers import pharos_command, running
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from .load import Outcome
     from .servers import ServerProcess
@@ -93,8 +94,7 @@ def polls(setting: Setting) -> list[Row]:
     process, which takes no work at all: it shows what the wait for the machine takes. Polls that came
     while the streams of a round began, all at once, or ended have rows of their own.
     """
-    running_seconds: dict[str, list[float]] = {path: [] for path in _POLL_BOUNDS}
-    other_seconds: dict[str, list[float]] = {path: [] for path in _POLL_BOUNDS}
+    kept: dict[tuple[str, bool], list[float]] = defaultdict(list)
     with ExitStack() as stack:
         limit = stack.enter_context(echo())
         endpoint = stack.enter_context(receiver())
@@ -103,35 +103,39 @@ def polls(setting: Setting) -> list[Row]:
         )
         _load(server, 0)
         for number in range(1, _LONGEST_ROUNDS):
-            with (
-                polling(server.port, _PERIOD, [*SCRAPES, _NOTHING]) as found,
-                polling(limit, _PERIOD, ["/"]) as least,
-            ):
-                began_at = time.monotonic()
-                load = _load(server, number)
-                ended_at = time.monotonic()
-            begin, end = load.together
-            for path, taken in (found | {_ECHO: least["/"]}).items():
-                asked = [each for each in taken if began_at <= each[0] < ended_at]
-                for at, seconds in asked:
-                    kept = running_seconds if begin <= at < end else other_seconds
-                    kept[path].append(seconds)
-            if len(running_seconds[_NOTHING]) >= _POLLS:
+            for path, all_run, seconds in _polled_round(server, limit, number):
+                kept[path, all_run].append(seconds)
+            if len(kept[_NOTHING, True]) >= _POLLS:
                 break
-    rows = [
+    return [
         row
+        for all_run in (True, False)
         for path, bound in _POLL_BOUNDS.items()
-        for row in _poll_rows(path, running_seconds[path], bound)
-    ]
-    return rows + [
-        row
-        for path in _POLL_BOUNDS
-        for row in _poll_rows(f"{path} as they begin and end", other_seconds[path], "")
+        for row in _poll_rows(path, kept[path, all_run], bound, all_run=all_run)
     ]
 
 
-def _poll_rows(what: str, seconds: list[float], bound: str) -> list[Row]:
+def _polled_round(
+    server: ServerProcess, limit: int, number: int
+) -> Iterator[tuple[str, bool, float]]:
+    """Return each poll of a round: what was asked, whether all streams ran then, and its seconds."""
+    with (
+        polling(server.port, _PERIOD, [*SCRAPES, _NOTHING]) as found,
+        polling(limit, _PERIOD, ["/"]) as least,
+    ):
+        began_at = time.monotonic()
+        load = _load(server, number)
+        ended_at = time.monotonic()
+    begin, end = load.together
+    for path, polls_of_path in (found | {_ECHO: least["/"]}).items():
+        for at, seconds in polls_of_path:
+            if began_at <= at < ended_at:
+                yield path, begin <= at < end, seconds
+
+
+def _poll_rows(path: str, seconds: list[float], bound: str, *, all_run: bool) -> list[Row]:
     taken = [1e3 * each for each in seconds]
+    what, bound = (path, bound) if all_run else (f"{path} as they begin and end", "")
     name, raw = "polls, 32 streams", {"milliseconds": taken}
     return [
         Row(name, f"{what} p99, ms", [quantiles(taken, n=100)[98]], "", [], bound, raw=raw),

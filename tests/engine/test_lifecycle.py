@@ -234,9 +234,9 @@ def test_a_closed_engine_ends_in_order(tiny_model: Path, *, at_work: bool) -> No
 
 
 def test_signals_of_the_terminal_do_not_end_the_engine(own_engine: EngineClient) -> None:
-    """Ctrl-C reaches the whole group; the server decides when the engine ends."""
-    os.kill(own_engine.pid, signal.SIGINT)
-    os.kill(own_engine.pid, signal.SIGTERM)
+    """Neither Ctrl-C nor writing to it from the background: the server decides when the engine ends."""
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGTTOU):
+        os.kill(own_engine.pid, each)
     assert generate(own_engine, "still here", max_tokens=3).finishes
 
 
