@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from waitress.server import TcpWSGIServer
 
 from .channel import Channel
+from .gate import QUICK_PATHS
 from .output import excess
 
 if TYPE_CHECKING:
@@ -91,10 +92,11 @@ class Server(TcpWSGIServer):
         self._connections().chore(action)
 
     def add_task(self, channel: Channel) -> None:  # type: ignore[override] # which is its task
-        """Have a channel's next request answered by a worker thread; a refusal by the loop.
+        """Have a channel's next request answered by a worker thread; what is quick by the loop.
 
-        A refusal waits for nothing and is shorter than the way to a thread. Not within this call,
-        in which the channel holds a lock; the next one in a pipeline comes from whoever answers.
+        A refusal, a probe and a poll wait for nothing and are shorter than the way to a thread, on
+        which they would wait for their turn twice. Not within this call, in which the channel holds
+        a lock; the next one in a pipeline comes from whoever answers.
         A request that has a place gives way to the refusals of those that come with it: it takes
         seconds, and they should take none.
         """
@@ -109,7 +111,7 @@ class Server(TcpWSGIServer):
             self.places.keep(request)
         caller: Caller | None = request.caller
         is_refused = request.error or (caller is not None and caller.refusal is not None)
-        if is_refused and not channel.total_outbufs_len:
+        if (is_refused or request.path in QUICK_PATHS) and not channel.total_outbufs_len:
             members.later(channel.service)
         elif caller is not None:
             members.after_burst(to_thread)

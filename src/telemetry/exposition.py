@@ -1,14 +1,16 @@
 """Prometheus' two text formats, written from families of samples.
 
-A scrape has some thousand lines and comes every second on a busy day, so this
-writes them straight from the SDK's points; with prometheus_client's objects
-in between it took ten times as long. Tests read the outcome with
-prometheus_client's parsers and with promtool.
+A scrape has some thousand lines and comes every second on a busy day, and while
+it is written all streams wait. So nothing is made again that is there: neither
+the lines of a histogram in which nothing was counted, nor what a line begins
+with. With prometheus_client's objects it took ten times as long and more. Tests
+read the outcome with prometheus_client's parsers and with promtool.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class HistogramSample:
-    """One series of a histogram."""
+    """One series of a histogram as it was at one moment. It remembers its lines."""
 
     labels: Mapping[str, str]
     bounds: tuple[float, ...]
@@ -69,6 +71,8 @@ class HistogramSample:
     total: float
     marks: Mapping[int, Mark] = field(default_factory=dict)
     """By the index of the bucket."""
+    texts: dict[tuple[str, bool], str] = field(default_factory=dict, repr=False, compare=False)
+    """What was written of it, by name, and whether with exemplars."""
 
 
 @dataclass(slots=True)
@@ -107,7 +111,7 @@ def write(families: Iterable[Family], form: Format) -> str:
         lines += _head(family, form)
         for sample in family.samples:
             if isinstance(sample, HistogramSample):
-                lines += _histogram(family.name, sample, form)
+                lines.append(_histogram(family.name, sample, form))
             else:
                 name = family.name + {"counter": "_total", "info": "_info"}.get(family.kind, "")
                 lines.append(f"{name}{_braces(_labels(sample.labels))} {_number(sample.value)}")
@@ -133,20 +137,33 @@ def _head(family: Family, form: Format) -> Iterator[str]:
     yield f"# TYPE {name} {kind}"
 
 
-def _histogram(name: str, sample: HistogramSample, form: Format) -> Iterator[str]:
+def _histogram(name: str, sample: HistogramSample, form: Format) -> str:
+    key = (name, form.openmetrics)
+    text = sample.texts.get(key)
+    if text is None:
+        text = sample.texts[key] = "\n".join(_histogram_lines(name, sample, form))
+    return text
+
+
+def _histogram_lines(name: str, sample: HistogramSample, form: Format) -> Iterator[str]:
     labels = _labels(sample.labels)
-    start = name + "_bucket{" + (f"{labels}," if labels else "") + 'le="'
     seen = 0
     marks = sample.marks if form.openmetrics else {}
-    for place, count in enumerate(sample.counts):
-        seen += count
-        bound = _number(sample.bounds[place]) if place < len(sample.bounds) else "+Inf"
-        line = f'{start}{bound}"}} {seen}'
+    for place, start in enumerate(_bucket_starts(name, labels, sample.bounds)):
+        seen += sample.counts[place]
         if place in marks:
-            line += _exemplar(marks[place])
-        yield line
+            yield f"{start}{seen}{_exemplar(marks[place])}"
+        else:
+            yield f"{start}{seen}"
     yield f"{name}_count{_braces(labels)} {seen}"
     yield f"{name}_sum{_braces(labels)} {_number(sample.total)}"
+
+
+@lru_cache(maxsize=512)
+def _bucket_starts(name: str, labels: str, bounds: tuple[float, ...]) -> tuple[str, ...]:
+    """Return what the lines of a series' buckets begin with. A server has some dozen series."""
+    start = name + "_bucket{" + (f"{labels}," if labels else "") + 'le="'
+    return tuple(f'{start}{bound}"}} ' for bound in (*map(_number, bounds), "+Inf"))
 
 
 def _exemplar(mark: Mark) -> str:

@@ -121,7 +121,7 @@ class FoldedHistogram:
         self._fine: dict[int, int] = {}
         self._zeros = 0
         self._marks: dict[int, tuple[float, int, SpanContext]] = {}
-        """Of each bucket the last example: its value, when it came (ns since 1970), its span."""
+        """See :meth:`examples`."""
         self._lock = threading.Lock()
 
     def fold(self, value: float, times: int = 1, mark: SpanContext | None = None) -> None:
@@ -144,11 +144,16 @@ class FoldedHistogram:
 
     def exemplars(self, since_ns: int) -> list[Exemplar]:
         """Return the last one of each bucket that is no older (ns since 1970)."""
-        with self._lock:
-            marks = [mark for mark in self._marks.values() if mark[1] >= since_ns]
         return [
-            Exemplar({}, value, at_ns, span.span_id, span.trace_id) for value, at_ns, span in marks
+            Exemplar({}, value, at_ns, span.span_id, span.trace_id)
+            for value, at_ns, span in self.examples().values()
+            if at_ns >= since_ns
         ]
+
+    def examples(self) -> dict[int, tuple[float, int, SpanContext]]:
+        """Return by bucket the last example: its value, when it came (ns since 1970), its span."""
+        with self._lock:
+            return self._marks.copy()
 
     def fold_all(self, values: Sequence[float]) -> None:
         """Count several values, such as those of one step."""
