@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .caller import Caller
     from .options import ServerOptions
 
-__all__ = ["GENERATION_PATHS", "QUICK_PATHS", "REFUSAL", "Gate", "operations"]
+__all__ = ["GENERATION_PATHS", "OPERATION_PATHS", "REFUSAL", "Gate", "operations"]
 
 GENERATION_PATHS: Final = {
     "/v1/chat/completions": ChatFamily.operation,
@@ -45,9 +45,8 @@ GENERATION_PATHS: Final = {
 }
 """What is generated where."""
 OPERATION_PATHS = METRICS_PATHS | {"/livez", "/readyz", "/health"}
-"""All that the second listener answers."""
-QUICK_PATHS: Final = OPERATION_PATHS - {"/metrics"}
-"""What is answered from figures that are there, in less time than the way to a thread takes."""
+"""All that the second listener answers: from figures that are there, in less time than the way to a
+thread takes."""
 REFUSAL: Final = "pharos.refusal"
 """Where a request's environment has the error that its parser found."""
 _OPERATIONS: Final = "pharos.operations"

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..engine.client import EngineState
 from ..engine.protocol import Delta, Failed, Finish
 from ..telemetry import attributes as a
-from ..telemetry.instruments import Reading
 from ..telemetry.memory import ResidentMemory
+from ..telemetry.reading import Reading
 from .policy_observation import PredictionObserver, ReclaimObserver
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from ..engine.client import EngineClient
     from ..engine.protocol import Step
     from ..telemetry.collector import MetricsCollector
-    from ..telemetry.instruments import Instruments, Source
+    from ..telemetry.instruments import Instruments
+    from ..telemetry.reading import Source
     from .cache_observation import CacheHealthFolder
     from .listener import Listener
     from .options import ServerOptions

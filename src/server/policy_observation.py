@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from ..telemetry import attributes as a
-from ..telemetry.instruments import Reading
+from ..telemetry.reading import Reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

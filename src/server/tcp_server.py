@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from waitress.server import TcpWSGIServer
 
 from .channel import Channel
-from .gate import QUICK_PATHS
+from .gate import OPERATION_PATHS
 from .output import excess
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Server(TcpWSGIServer):
             self.places.keep(request)
         caller: Caller | None = request.caller
         is_refused = request.error or (caller is not None and caller.refusal is not None)
-        if (is_refused or request.path in QUICK_PATHS) and not channel.total_outbufs_len:
+        if (is_refused or request.path in OPERATION_PATHS) and not channel.total_outbufs_len:
             members.later(channel.service)
         elif caller is not None:
             members.after_burst(to_thread)

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry.sdk.metrics import MeterProvider
 
 from . import attributes as a
-from .instruments import Instruments, Reading
+from .instruments import Instruments
 from .legacy import CATEGORIES, LegacyFigures, legacy_json, legacy_prometheus
 from .memory import ResidentMemory
+from .reading import Reading
 from .record import REFUSED_CODES, REJECTED_CODES
 from .window import WindowReader
 

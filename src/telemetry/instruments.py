@@ -11,41 +11,28 @@ Three kinds, by who does what when:
 
 from __future__ import annotations
 
+import logging
 import threading
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from opentelemetry.metrics import Observation
 
 from . import attributes as a
 from .catalog import BY_NAME, Kind
 from .folded import FoldedSet
+from .reading import Reading
 from .totals import FoldedFamily, Total
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
     from opentelemetry.metrics import CallbackOptions, Meter
 
-__all__ = ["Instruments", "Reading", "Source"]
+    from .reading import Source
 
+__all__ = ["Instruments"]
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """One number of an observed instrument, with the attributes that tell it from others."""
-
-    value: float
-    attributes: Mapping[str, str] = field(default_factory=dict)
-
-
-class Source(Protocol):
-    """Where an observed number is. It should be quick, and never block."""
-
-    def __call__(self) -> float | Iterable[Reading] | None:
-        """Return a number, a :class:`Reading` per series, or None where nothing is known now.
-
-        Called at each collection, in the thread that collects.
-        """
+_log = logging.getLogger(__name__)
 
 
 class Instruments:
@@ -69,7 +56,10 @@ class Instruments:
         """
         self._meter = meter
         self._lock = threading.Lock()
-        self._observed: set[str] = set()
+        self._sources: dict[str, Source] = {}
+        """Of every number that is no histogram's, by the name of its instrument."""
+        self._failed: set[str] = set()
+        """Whose source has failed; the log says so once."""
 
         self.folded = folded or FoldedSet()
         self.http_request_duration = self._family("http.server.request.duration")
@@ -120,16 +110,40 @@ class Instruments:
         }
         if instrument is None or instrument.kind not in makers:
             raise ValueError(f"{name} is not an observed instrument")
+        self._read_from(name, source, makers[instrument.kind])
+
+    def readings(self, name: str) -> list[Reading]:
+        """Return an instrument's numbers as they are now; none of a histogram.
+
+        Args:
+            name: As in the catalog. One that was not measured yet has none.
+        """
+        source = self._sources.get(name)
+        if source is None:
+            return []
+        try:
+            found = source()
+            if found is None:
+                return []
+            return [Reading(found)] if isinstance(found, int | float) else list(found)
+        except Exception:  # noqa: BLE001 - the border to code of other rooms
+            if name not in self._failed:
+                _log.exception("the figures of %s cannot be read; they are left out", name)
+            self._failed.add(name)
+            return []
+
+    def _read_from(self, name: str, source: Source, make: Callable[..., object]) -> None:
+        """Let the readers know where an instrument's numbers are."""
         with self._lock:
-            if name in self._observed:
+            if name in self._sources:
                 raise ValueError(f"{name} has a source")
-            self._observed.add(name)
-        makers[instrument.kind](
-            name,
-            callbacks=[_callback(source)],
-            unit=instrument.unit,
-            description=instrument.description,
-        )
+            self._sources[name] = source
+
+        def observe(_: CallbackOptions) -> list[Observation]:
+            return [Observation(each.value, each.attributes) for each in self.readings(name)]
+
+        instrument = BY_NAME[name]
+        make(name, callbacks=[observe], unit=instrument.unit, description=instrument.description)
 
     def _family(self, name: str) -> FoldedFamily:
         instrument = BY_NAME[name]
@@ -137,25 +151,7 @@ class Instruments:
         return FoldedFamily(instrument, self.folded)
 
     def _counter(self, name: str) -> Total:
-        instrument = BY_NAME[name]
-        assert instrument.kind is Kind.COUNTER
+        assert BY_NAME[name].kind is Kind.COUNTER
         total = Total(name)
-        self._meter.create_observable_counter(
-            name,
-            callbacks=[total.observe],
-            unit=instrument.unit,
-            description=instrument.description,
-        )
+        self._read_from(name, total.readings, self._meter.create_observable_counter)
         return total
-
-
-def _callback(source: Source) -> Callable[[CallbackOptions], list[Observation]]:
-    def read(_: CallbackOptions) -> list[Observation]:
-        found = source()
-        if found is None:
-            return []
-        if isinstance(found, int | float):
-            return [Observation(found)]
-        return [Observation(each.value, each.attributes) for each in found]
-
-    return read

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from .attributes import DROP_REASON, SIGNAL
-from .instruments import Reading
+from .reading import Reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry import trace
 
 from . import attributes as a
-from .instruments import Reading
 from .log import RequestLine, log_request
+from .reading import Reading
 from .series import SeriesBook
 
 if TYPE_CHECKING:

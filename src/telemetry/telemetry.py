@@ -36,6 +36,7 @@ from .instruments import Instruments
 from .losses import Losses, ThrottledLog
 from .otlp import (
     batch_limits,
+    is_disabled,
     log_exporter,
     metric_exporter,
     otlp_target,
@@ -117,13 +118,8 @@ class Telemetry:
         self._shut = threading.Lock()
         self._is_shut = False
         self.window = window or WindowReader(histogram="gen_ai.server.request.duration")
-        self.prometheus = PrometheusView(
-            self.folded,
-            cardinality_limits=self._limits,
-            vllm_model=options.model if options.vllm_names else "",
-        )
         self._log.open()
-        readers = [self.prometheus, self.window, *metric_readers]
+        readers = [self.window, *metric_readers]
         self._meters = MeterProvider(
             [*readers, *self._metric_senders(options)],
             resource=self.resource,
@@ -143,6 +139,12 @@ class Telemetry:
         self._log_handler = self._log_sender(options)
         self.instruments = Instruments(self.meter, folded=self.folded, model=options.model)
         self.instruments.observe("pharos.telemetry.dropped", self.losses.readings)
+        self.prometheus = PrometheusView(
+            self.instruments,
+            self.resource.attributes,
+            vllm_model=options.model if options.vllm_names else "",
+            enabled=not is_disabled(),
+        )
 
     @classmethod
     def from_environment(cls, options: TelemetryOptions) -> Self:

@@ -12,13 +12,13 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
-from opentelemetry.metrics import Observation
+
+from .reading import Reading
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from opentelemetry.context import Context
-    from opentelemetry.metrics import CallbackOptions
 
     from .catalog import Instrument
     from .folded import FoldedHistogram, FoldedSet
@@ -58,10 +58,10 @@ class Total:
                 key = frozenset(_OVERFLOW.items())
             self._sums[key] = self._sums.get(key, 0) + amount
 
-    def observe(self, _: CallbackOptions) -> list[Observation]:
-        """Return all sums, for a collection."""
+    def readings(self) -> list[Reading]:
+        """Return all sums."""
         with self._lock:
-            return [Observation(total, _attributes(key)) for key, total in self._sums.items()]
+            return [Reading(total, _attributes(key)) for key, total in self._sums.items()]
 
 
 class Sum:

@@ -20,7 +20,7 @@ from mlx_pharos.resilience.errors import PharosError
 from mlx_pharos.resilience.rates import Rates
 from mlx_pharos.server.admittance import Admittance
 from mlx_pharos.server.caller import caller_of
-from mlx_pharos.server.gate import QUICK_PATHS, REFUSAL
+from mlx_pharos.server.gate import OPERATION_PATHS, REFUSAL
 from mlx_pharos.server.listener import Listener
 from mlx_pharos.server.options import ServerOptions
 from mlx_pharos.server.places import Places
@@ -137,7 +137,7 @@ class Probed(Doors):
 
     def __call__(self, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
         """Keep all others."""
-        if environ["PATH_INFO"] in QUICK_PATHS:
+        if environ["PATH_INFO"] in OPERATION_PATHS:
             self.all.append(threading.current_thread().name)
             start("200 OK", [("Content-Length", "2")])
             return [b"ok"]
@@ -155,10 +155,10 @@ def test_a_probe_needs_no_thread() -> None:
         wait_until(lambda: len(doors.inside) == threads)
         doors.all.clear()
         patient = ends.enter_context(_connect(listener))
-        for path in sorted(QUICK_PATHS):
+        for path in sorted(OPERATION_PATHS):
             patient.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             assert 200 == _status(patient)
-        assert ["the loop"] * len(QUICK_PATHS) == doors.all
+        assert ["the loop"] * len(OPERATION_PATHS) == doors.all
 
 
 def test_of_many_at_once_those_without_a_place_are_answered_first(

@@ -14,7 +14,8 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from mlx_pharos.telemetry import attributes as a
 from mlx_pharos.telemetry.catalog import BY_NAME, CATALOG, Kind
 from mlx_pharos.telemetry.folded import FoldedSet
-from mlx_pharos.telemetry.instruments import Instruments, Reading
+from mlx_pharos.telemetry.instruments import Instruments
+from mlx_pharos.telemetry.reading import Reading
 from mlx_pharos.telemetry.totals import FoldedFamily, Total
 
 OBSERVED = {Kind.GAUGE, Kind.UP_DOWN, Kind.OBSERVABLE_COUNTER}

@@ -101,7 +101,8 @@ def test_logging_never_waits(
         telemetry.shutdown(budget_seconds=0.5)
         assert telemetry.losses.count("logs", "queue_full") >= 4000
         assert told >= 5001
-        wait_until(lambda: told == telemetry.losses.count("logs"))
+        # An exporter that is stopped while it tries again says so: one line more, or none.
+        wait_until(lambda: telemetry.losses.count("logs") in {told, told + 1})
 
 
 def test_recovery_comes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:

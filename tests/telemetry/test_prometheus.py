@@ -23,7 +23,7 @@ from mlx_pharos.telemetry.catalog import BY_NAME, Kind
 from mlx_pharos.telemetry.collector import make_window
 from mlx_pharos.telemetry.exposition import OPENMETRICS, PLAIN, choose_format
 from mlx_pharos.telemetry.folded import FoldedHistogram
-from mlx_pharos.telemetry.instruments import Instruments, Reading
+from mlx_pharos.telemetry.reading import Reading
 from mlx_pharos.telemetry.telemetry import Telemetry, TelemetryOptions
 from mlx_pharos.telemetry.totals import FoldedFamily, Total
 from mlx_pharos.telemetry.vllm import ALIASES
@@ -33,6 +33,9 @@ from support.simulated import SimulatedRequests
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from mlx_pharos.telemetry.instruments import Instruments
+
 
 OPEN = "application/openmetrics-text; version=1.0.0"
 PROMETHEUS = (
@@ -249,6 +252,38 @@ def test_concurrent_scrapes_are_whole(telemetry: Telemetry) -> None:
         stop.set()
         for each in recorders:
             each.join()
+
+
+def test_a_source_that_fails_is_left_out(
+    telemetry: Telemetry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The other figures are still there, and the log says once what is missing."""
+    with Telemetry(TelemetryOptions(model="tiny")) as other:
+        other.instruments.observe("pharos.engine.up", lambda: 1 // 0)
+        other.instruments.observe("pharos.http.queue.depth", lambda: 7)
+        for _ in range(3):
+            text, _ = other.prometheus.scrape()
+            assert "pharos_http_queue_depth 7.0" in text
+            assert "pharos_engine_up" not in text
+    assert 1 == caplog.text.count("the figures of pharos.engine.up cannot be read")
+    assert "pharos_engine_up" in telemetry.prometheus.scrape()[0]
+
+
+def test_a_scrape_brings_what_was_counted_since_the_last_one(telemetry: Telemetry) -> None:
+    """Lines that were kept are written anew once something was counted, with its example."""
+    histogram, values = telemetry.instruments.queue_duration, {"model": "tiny"}
+    before = [telemetry.prometheus.scrape(OPEN)[0] for _ in range(2)]
+    assert before[0] == before[1]
+    context = trace.set_span_in_context(telemetry.tracer.start_span("request"))
+    histogram.record(0.3, values, context=context)
+    text = telemetry.prometheus.scrape(OPEN)[0]
+    changed = set(text.splitlines()) - set(before[0].splitlines())
+    name = "pharos_request_queue_duration_seconds"
+    assert {line.partition("{")[0] for line in changed} == {
+        f"{name}{suffix}" for suffix in ("_bucket", "_count", "_sum")
+    }
+    assert 1 == sum(" # {" in line for line in changed)
+    assert f'{name}_count{{model="tiny"}} 2' in changed
 
 
 def test_10000_invented_values_make_no_series(telemetry: Telemetry) -> None:
