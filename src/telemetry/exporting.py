@@ -21,6 +21,7 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 from .batching import Batcher, BatchLimits
 from .folded import FoldedStream
 from .request_span import RequestSpan, spans_of
+from .unhurried import Unhurried
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -69,7 +70,7 @@ class SpanQueue(SpanProcessor):
 
     def _export(self, batch: Sequence[ReadableSpan]) -> bool:
         spans = [each for span in batch for each in spans_of(span)]
-        return self._exporter.export(spans) is SpanExportResult.SUCCESS
+        return self._exporter.export(Unhurried(spans)) is SpanExportResult.SUCCESS
 
 
 class LogQueue(LogRecordProcessor):
@@ -105,7 +106,7 @@ class LogQueue(LogRecordProcessor):
         return True
 
     def _export(self, batch: Sequence[ReadableLogRecord]) -> bool:
-        return self._exporter.export(batch) is LogRecordExportResult.SUCCESS
+        return self._exporter.export(Unhurried(batch)) is LogRecordExportResult.SUCCESS
 
 
 class MetricSender(PeriodicExportingMetricReader):
