@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Generation", "Resumed"]
 
+_GOLDEN = 0.6180339887498949
+"""The golden ratio's fraction: its multiples, less their whole part, lie as far apart as can be."""
 _REJECTIONS = {
     "no_chat_template": (
         "The served model has no chat template. Use /v1/completions, or serve an instruct model.",
@@ -86,6 +88,8 @@ class Generation:
         """
         self.id = request_id
         self._pace = pace
+        self._phase = request_id * _GOLDEN % 1.0
+        """Where in a pace its looks are, as a share of it."""
         self._looked_at = 0.0
         self._unfinished = n
         self.has_begun = False
@@ -148,10 +152,15 @@ class Generation:
         self._waiting.put(item)
 
     def _pause(self) -> None:
-        """Let the pace pass since the last look. Nobody is woken for what comes meanwhile."""
-        early = self._looked_at + self._pace() - time.monotonic()
-        if early > 0:
-            time.sleep(early)
+        """Let the pace pass since the last look. Nobody is woken for what comes meanwhile.
+
+        Each stream looks at a moment of its own: those that began together would look together
+        ever after, and whoever asks the server for something would wait for all of them.
+        """
+        pace = self._pace()
+        now = time.monotonic()
+        if now - self._looked_at < pace:
+            time.sleep(pace - (now - self._phase * pace) % pace)
         self._looked_at = time.monotonic()
 
     def _defer(

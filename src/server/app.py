@@ -30,15 +30,18 @@ from ..telemetry.telemetry import Telemetry, TelemetryOptions
 from .admittance import Admittance
 from .cache_observation import CacheHealthFolder
 from .cors import is_preflight, preflight
-from .error_answer import error_response
+from .error_answer import error_reply
 from .foreign_errors import told_error
 from .gate import Gate
 from .generate import GenerateRoute
 from .json_body import shown
-from .metrics import add_metrics_routes
+from .metrics import metrics_operations
 from .observation import StepFolder, observe_engine, resident_memory
+from .operation import Operations, add_rules
 from .places import PLACES, Places
 from .policy_observation import RestartCounter, ResumeCounter
+from .probes import probe_operations
+from .reply import flask_response
 from .reports import add_report_routes
 from .run import ClientGoneError
 from .shutdown import Shutdown
@@ -83,10 +86,12 @@ def create_app(
     )
     app.add_url_rule("/v1/chat/completions", "chat_completions", generate.chat, methods=["POST"])
     app.add_url_rule("/v1/completions", "completions", generate.completion, methods=["POST"])
-    add_report_routes(app, options, engine, shutdown, started_at=int(time.time()))
+    add_report_routes(app, options, started_at=int(time.time()))
     app.extensions[PLACES] = Places(options, admittance)
-    app.wsgi_app = Gate(app, options, admittance)  # type: ignore[method-assign] # Flask's own way
-    _add_telemetry(app, options, engine, telemetry)
+    operations = probe_operations(options, engine, shutdown)
+    app.wsgi_app = Gate(app, options, admittance, operations)  # type: ignore[method-assign] # Flask's own way
+    operations |= _add_telemetry(app, options, engine, telemetry)
+    add_rules(app, operations)
     return app
 
 
@@ -104,8 +109,8 @@ def start_telemetry(options: ServerOptions) -> Telemetry:
 
 def _add_telemetry(
     app: Flask, options: ServerOptions, engine: EngineClient, telemetry: Telemetry
-) -> None:
-    """Record every request and every step, and show what was recorded."""
+) -> Operations:
+    """Record every request and every step; return the routes that show what was recorded."""
     instruments = telemetry.instruments
     memory = resident_memory(engine)
     collector = MetricsCollector(instruments, telemetry.window, memory)
@@ -126,8 +131,8 @@ def _add_telemetry(
         memory.mark()
     recorder = Recorder(instruments, collector, models=options.served_model_names)
     middleware = TelemetryMiddleware(app.wsgi_app, recorder, SpanWriter(telemetry.tracer))
-    add_metrics_routes(app, options, telemetry, collector, middleware.catch_up)
     app.wsgi_app = middleware  # type: ignore[method-assign] # as above
+    return metrics_operations(options, telemetry, collector, middleware.catch_up)
 
 
 def _add_errors(app: Flask) -> None:
@@ -135,7 +140,7 @@ def _add_errors(app: Flask) -> None:
     def pharos_error(error: PharosError) -> Response:
         told = told_error(error)
         exchange_of(request.environ).fail(told)
-        return error_response(told)
+        return flask_response(error_reply(told))
 
     @app.errorhandler(ClientGoneError)
     def client_gone(_: ClientGoneError) -> Response:
@@ -145,7 +150,7 @@ def _add_errors(app: Flask) -> None:
     def http_error(error: HTTPException) -> Response:
         told = _from_werkzeug(error)
         exchange_of(request.environ).fail(told)
-        response = error_response(told)
+        response = flask_response(error_reply(told))
         if isinstance(error, MethodNotAllowed) and error.valid_methods:
             response.headers["Allow"] = ", ".join(sorted(error.valid_methods))
         return response
@@ -156,7 +161,7 @@ def _add_errors(app: Flask) -> None:
         _log.exception("request %s failed in the server", name)
         told = told_error(error)
         exchange_of(request.environ).fail(told)
-        return error_response(told)
+        return flask_response(error_reply(told))
 
 
 def _from_werkzeug(error: HTTPException) -> PharosError:

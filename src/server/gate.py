@@ -18,12 +18,11 @@ from ..telemetry.record import GenerationDraft
 from .auth import check_api_key
 from .caller import caller_of
 from .cors import cors_headers, is_preflight
-from .error_answer import error_headers
+from .error_answer import error_reply
 from .families import ChatFamily, CompletionFamily
 from .foreign_errors import told_error
 from .hosts import Hosts, hosts_and_origins
-from .json_text import error_json
-from .metrics import METRICS_PATHS
+from .operation import METRICS_PATHS, OPERATION_PATHS
 from .request_id import choose_request_id
 
 if TYPE_CHECKING:
@@ -35,18 +34,17 @@ if TYPE_CHECKING:
     from ..resilience.errors import PharosError
     from .admittance import Admittance
     from .caller import Caller
+    from .operation import Operations
     from .options import ServerOptions
+    from .reply import Reply
 
-__all__ = ["GENERATION_PATHS", "OPERATION_PATHS", "REFUSAL", "Gate", "operations"]
+__all__ = ["GENERATION_PATHS", "REFUSAL", "Gate", "operations"]
 
 GENERATION_PATHS: Final = {
     "/v1/chat/completions": ChatFamily.operation,
     "/v1/completions": CompletionFamily.operation,
 }
 """What is generated where."""
-OPERATION_PATHS = METRICS_PATHS | {"/livez", "/readyz", "/health"}
-"""All that the second listener answers: from figures that are there, in less time than the way to a
-thread takes."""
 REFUSAL: Final = "pharos.refusal"
 """Where a request's environment has the error that its parser found."""
 _OPERATIONS: Final = "pharos.operations"
@@ -71,7 +69,15 @@ class Gate:
     What is refused in any case is judged in the I/O thread, so no judge may wait for anything.
     """
 
-    def __init__(self, app: Flask, options: ServerOptions, admittance: Admittance) -> None:
+    def __init__(
+        self,
+        app: Flask,
+        options: ServerOptions,
+        admittance: Admittance,
+        operations: Operations,
+    ) -> None:
+        """Stand before ``app``, and answer ``operations`` in its place; more may be added later."""
+        self._operations = operations
         self._application = app.wsgi_app
         self._routes = app.url_map
         self._model = options.model_name
@@ -97,12 +103,24 @@ class Gate:
 
         try:
             self._judge(environ, caller)
+            reply = self._operate(environ)
         except Exception as error:  # noqa: BLE001 - the border of the request, which tells its client
             told = told_error(error)
             if told is not error:
                 _log.exception("request %s failed at the gate", exchange.request_id)
             return self._refuse(environ, told, start)
-        return self._application(environ, start)
+        if reply is None:
+            return self._application(environ, start)
+        return _tell(environ, reply, start)
+
+    def _operate(self, environ: WSGIEnvironment) -> Reply | None:
+        """Answer an operation; None where it is none, or asked for in another way than by GET."""
+        path = environ.get("PATH_INFO", "")
+        operation = self._operations.get(path)
+        if operation is None or environ.get("REQUEST_METHOD") not in {"GET", "HEAD"}:
+            return None
+        exchange_of(environ).route = path
+        return operation(environ)
 
     def _judge(self, environ: WSGIEnvironment, caller: Caller) -> None:
         """Raise what is wrong with a request."""
@@ -140,11 +158,7 @@ class Gate:
         exchange = exchange_of(environ)
         exchange.route = self._route(environ)
         exchange.fail(error)
-        body = error_json(error)
-        status = HTTPStatus(error.status)
-        headers = [*error_headers(error), ("Content-Length", str(len(body)))]
-        start(f"{status.value} {status.phrase.upper()}", headers)
-        return [] if environ.get("REQUEST_METHOD") == "HEAD" else [body]
+        return _tell(environ, error_reply(error), start)
 
     def _route(self, environ: WSGIEnvironment) -> str:
         """Return the rule that a request's path matches; empty where none does."""
@@ -161,3 +175,14 @@ class Gate:
 def _path(environ: WSGIEnvironment) -> str:
     """Return a request's path as werkzeug finds its route, which takes many slashes for the first."""
     return "/" + str(environ.get("PATH_INFO", "")).lstrip("/")
+
+
+def _tell(environ: WSGIEnvironment, reply: Reply, start: StartResponse) -> list[bytes]:
+    status = HTTPStatus(reply.status)
+    headers = [
+        ("Content-Type", reply.content_type),
+        ("Content-Length", str(len(reply.body))),
+        *reply.headers,
+    ]
+    start(f"{status.value} {status.phrase.upper()}", headers)
+    return [] if environ.get("REQUEST_METHOD") == "HEAD" else [reply.body]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from flask import Response, request
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
 
 from ..telemetry.legacy import (
     PROMETHEUS_CONTENT_TYPE,
@@ -14,40 +13,33 @@ from ..telemetry.legacy import (
     legacy_prometheus,
 )
 from .json_text import encode_json
+from .reply import Reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from flask import Flask
-
     from ..telemetry.collector import MetricsCollector
     from ..telemetry.telemetry import Telemetry
+    from .operation import Operations
     from .options import ServerOptions
 
-__all__ = ["METRICS_PATHS", "add_metrics_routes"]
+__all__ = ["metrics_operations"]
 
-METRICS_PATHS = frozenset({"/metrics", "/v1/metrics"})
-"""They have a key of their own."""
-_FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Real-Ip", "Via")
+_FORWARDED = ("HTTP_FORWARDED", "HTTP_X_FORWARDED_FOR", "HTTP_X_REAL_IP", "HTTP_VIA")
 
 
-def add_metrics_routes(
-    app: Flask,
+def metrics_operations(
     options: ServerOptions,
     telemetry: Telemetry,
     collector: MetricsCollector,
     catch_up: Callable[[], None],
-) -> None:
-    """Add the routes to ``app``; both take GET and HEAD alone.
+) -> Operations:
+    """Return the routes.
 
     ``catch_up`` records what has ended, if that was put off; see :class:`TelemetryMiddleware`.
     """
     routes = _Metrics(options, telemetry, collector, catch_up)
-    for path, name, view in (
-        ("/metrics", "metrics", routes.prometheus),
-        ("/v1/metrics", "legacy_metrics", routes.legacy),
-    ):
-        app.add_url_rule(path, name, view, methods=["GET"], provide_automatic_options=False)
+    return {"/metrics": routes.prometheus, "/v1/metrics": routes.legacy}
 
 
 class _Metrics:
@@ -65,31 +57,29 @@ class _Metrics:
         self._telemetry = telemetry
         self._collector = collector
 
-    def prometheus(self) -> Response:
+    def prometheus(self, environ: dict[str, Any]) -> Reply:
         """``GET /metrics``: every instrument, as text or OpenMetrics."""
-        self._check()
+        self._check(environ)
         self._catch_up()
-        body, content_type = self._telemetry.prometheus.scrape(request.headers.get("Accept", ""))
-        return Response(body, content_type=content_type)
+        text, content_type = self._telemetry.prometheus.scrape(environ.get("HTTP_ACCEPT", ""))
+        return Reply(text.encode(), content_type)
 
-    def legacy(self) -> Response:
+    def legacy(self, environ: dict[str, Any]) -> Reply:
         """``GET /v1/metrics``: the figures of the last five minutes."""
-        self._check()
+        self._check(environ)
         self._catch_up()
-        arguments = request.args
-        query = LegacyQuery.parse(arguments.getlist("format"), arguments.getlist("category"))
+        asked = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
+        query = LegacyQuery.parse(asked.get("format", ()), asked.get("category", ()))
         figures = self._collector.figures()
         if query.format == "json":
-            body = encode_json(legacy_json(figures, query.categories))
-            return Response(body, content_type="application/json")
+            return Reply(encode_json(legacy_json(figures, query.categories)))
         text = legacy_prometheus(figures, query.categories)
-        return Response(text, content_type=PROMETHEUS_CONTENT_TYPE)
+        return Reply(text.encode(), PROMETHEUS_CONTENT_TYPE)
 
-    def _check(self) -> None:
-        headers = request.headers
+    def _check(self, environ: dict[str, Any]) -> None:
         check_metrics_access(
             self._key,
-            authorization=headers.get("Authorization", ""),
-            address=request.remote_addr or "",
-            forwarded=any(name in headers for name in _FORWARDED),
+            authorization=environ.get("HTTP_AUTHORIZATION", ""),
+            address=environ.get("REMOTE_ADDR", ""),
+            forwarded=any(name in environ for name in _FORWARDED),
         )

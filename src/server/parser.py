@@ -18,7 +18,7 @@ from waitress.utilities import BadRequest, Error, RequestEntityTooLarge, Request
 
 from ..resilience.errors import AuthenticationError, StorageFullError
 from .auth import check_api_key
-from .metrics import METRICS_PATHS
+from .operation import METRICS_PATHS
 from .refusal import Refusal, refusal_of
 
 if TYPE_CHECKING:

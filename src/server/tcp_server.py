@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from waitress.server import TcpWSGIServer
 
 from .channel import Channel
-from .gate import OPERATION_PATHS
+from .operation import OPERATION_PATHS
 from .output import excess
 
 if TYPE_CHECKING:

@@ -251,7 +251,7 @@ def test_an_application_that_fails_is_told_once(
         return len([line for line in watched.log.lines() if line["status"] == 500])
 
     cases: list[tuple[str, str, type, str]] = [
-        ("/livez", "GET", Flask, "request_context"),
+        ("/openapi.json", "GET", Flask, "request_context"),
         ("", "_OTHER", Gate, "_refuse"),
     ]
     for path, method, owner, name in cases:
@@ -265,6 +265,27 @@ def test_an_application_that_fails_is_told_once(
         assert "internal_error" == json.loads(body)["error"]["code"]
         assert before + 1 == failures()
         assert method == watched.log.lines()[-1]["method"]
+
+
+def test_an_operation_that_fails_is_told_as_any_other_failure(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broken probe is a 500 with its route in the log, and the connection goes on."""
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("the operation is broken")
+
+    with watched.server.connect() as connection:
+        for path, expected in (("/livez", b" 500 "), ("/livez", b" 200 ")):
+            with monkeypatch.context() as patch:
+                if expected == b" 500 ":
+                    patch.setattr(Gate, "_operate", fail)
+                connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+                head, body = read_answer(connection)
+            assert expected in head.partition(b"\r\n")[0]
+            assert b"broken" not in body
+    line = next(each for each in reversed(watched.log.lines()) if each["status"] == 500)
+    assert ("GET", "/livez") == (line["method"], line["route"])
 
 
 def test_the_id_of_a_broken_request_is_its_own(watched: Watched) -> None:

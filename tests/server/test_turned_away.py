@@ -20,8 +20,9 @@ from mlx_pharos.resilience.errors import PharosError
 from mlx_pharos.resilience.rates import Rates
 from mlx_pharos.server.admittance import Admittance
 from mlx_pharos.server.caller import caller_of
-from mlx_pharos.server.gate import OPERATION_PATHS, REFUSAL
+from mlx_pharos.server.gate import REFUSAL
 from mlx_pharos.server.listener import Listener
+from mlx_pharos.server.operation import OPERATION_PATHS
 from mlx_pharos.server.options import ServerOptions
 from mlx_pharos.server.places import Places
 from mlx_pharos.server.shutdown import Shutdown
