@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry._logs import SeverityNumber
@@ -31,6 +32,8 @@ _EXPORTER = "urllib3"
 _OURS = "mlx_pharos"
 """Loggers whose fields are composed by us; those of others are sanitized."""
 _REQUESTS = f"{_OURS}.requests"
+_LOGGERS = 256
+"""Names of loggers that are remembered: those of a program are some dozen."""
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 
 
@@ -43,7 +46,8 @@ class OtlpLogHandler(logging.Handler):
 
     def __init__(self, provider: LoggerProvider) -> None:
         super().__init__()
-        self._provider = provider
+        # A provider makes its loggers anew each time that it is asked for one.
+        self._logger = lru_cache(maxsize=_LOGGERS)(provider.get_logger)
 
     def createLock(self) -> None:  # noqa: N802 - logging's name
         """Go without logging's lock: the queue behind has its own."""
@@ -55,7 +59,7 @@ class OtlpLogHandler(logging.Handler):
             return
         try:
             attributes = _attributes(record)
-            self._provider.get_logger(record.name).emit(
+            self._logger(record.name).emit(
                 timestamp=int(record.created * 1e9),
                 context=_context(attributes),
                 severity_number=_severity(record.levelno),
