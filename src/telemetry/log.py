@@ -10,7 +10,6 @@ level ``debug``.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import operator
@@ -37,8 +36,7 @@ __all__ = ["RequestLine", "configure_log", "log_request"]
 _requests = logging.getLogger("mlx_pharos.requests")
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class RequestLine:
+class RequestLine(msgspec.Struct, frozen=True, kw_only=True):
     """What the log says about one finished request. Zeros and empty fields are left out."""
 
     request_id: str
@@ -70,7 +68,7 @@ class RequestLine:
     """From the request's arrival to its first token."""
 
 
-_FIELDS = tuple(field.name for field in dataclasses.fields(RequestLine))
+_FIELDS = RequestLine.__struct_fields__
 _KNOWN = frozenset(_FIELDS)
 _values = operator.attrgetter(*_FIELDS)
 

@@ -10,8 +10,10 @@ where something never happened.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+import msgspec
 
 from ..resilience import errors
 
@@ -60,8 +62,7 @@ REJECTED_CODES = frozenset(_codes(errors.RequestError))
 """Error codes of requests that were wrong themselves."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resumption:
+class Resumption(msgspec.Struct, frozen=True, kw_only=True):
     """The engine ended while the request ran, and the request went on in the next one."""
 
     reason: str
@@ -70,8 +71,7 @@ class Resumption:
     resumed_at: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineReport:
+class EngineReport(msgspec.Struct, frozen=True, kw_only=True):
     """What the engine said of a request's sequences, all prompts and choices together."""
 
     endings: tuple[str, ...] = ()
@@ -94,8 +94,7 @@ class EngineReport:
     resumptions: tuple[Resumption, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationRecord:
+class GenerationRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The part of a record that only requests to generate have."""
 
     operation: Literal["chat", "text_completion"]
@@ -115,7 +114,7 @@ class GenerationRecord:
     """Whether that error is the server's fault."""
     begun: bool = False
     """Whether the engine was known to have begun with it when the error was told."""
-    engine: EngineReport = field(default_factory=EngineReport)
+    engine: EngineReport = EngineReport()
     content: Content | None = None
     """Prompts and answers for the span alone, where the operator opted in."""
 
@@ -190,8 +189,7 @@ class GenerationDraft:
         return "length" if "length" in engine.endings else "stop"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestRecord:
+class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One HTTP request."""
 
     request_id: str

@@ -6,9 +6,9 @@ import io
 import json
 import logging
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import (
@@ -274,7 +274,7 @@ def test_a_refusal_counts_unless_the_request_had_begun(
 def test_a_resumed_request_tells_of_the_engine_it_lost(bench: _Bench) -> None:
     """The engine's end and the resumption are events of the generation's span."""
     resumption = Resumption(reason="SIGKILL", lost_at=1000.8, resumed_at=1001.2)
-    bench.call(_draft(replace(REPORT, resumptions=(resumption,))))
+    bench.call(_draft(msgspec.structs.replace(REPORT, resumptions=(resumption,))))
     events = {event.name: event for event in bench.span("chat tiny").events}
     assert {"reason": "SIGKILL"} == dict(events["engine.lost"].attributes or {})
     times = [events[name].timestamp / 1e9 for name in ("engine.lost", "resumed")]
