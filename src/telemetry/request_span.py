@@ -48,21 +48,8 @@ class RequestSpan(ReadableSpan):
             ns: Turns a time of the record into ns since 1970.
             ids: For the spans within.
         """
-        super().__init__(
-            f"{record.method} {record.route}" if record.route else begun.name,
-            context=begun.context,
-            parent=begun.parent,
-            resource=begun.resource,
-            events=begun.events,
-            links=begun.links,
-            kind=begun.kind,
-            instrumentation_scope=begun.instrumentation_scope,
-            status=_FAILED if record.failed else begun.status,
-            start_time=begun.start_time,
-            end_time=ns(record.ended_at),
-        )
-        del self._attributes
-        self._begun_with = begun.attributes or {}
+        self._context = begun.context
+        self._begun = begun
         self._record = record
         self._ns = ns
         self._ids = ids
@@ -114,12 +101,30 @@ class RequestSpan(ReadableSpan):
             **fields,
         )
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - of the one field
-        """Make the attributes when somebody asks for them: the thread that sends the span."""
-        if name != "_attributes":
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - of any field
+        """Make the fields when somebody asks for one: the thread that sends the span.
+
+        Several that ask at once make the same.
+        """
+        begun: ReadableSpan | None = self.__dict__.get("_begun")
+        if begun is None:
             raise AttributeError(name)
-        self._attributes = {**self._begun_with, **_http_attributes(self._record)}
-        return self._attributes
+        record = self._record
+        super().__init__(
+            f"{record.method} {record.route}" if record.route else begun.name,
+            context=begun.context,
+            parent=begun.parent,
+            resource=begun.resource,
+            attributes={**(begun.attributes or {}), **_http_attributes(record)},
+            events=begun.events,
+            links=begun.links,
+            kind=begun.kind,
+            instrumentation_scope=begun.instrumentation_scope,
+            status=_FAILED if record.failed else begun.status,
+            start_time=begun.start_time,
+            end_time=self._ns(record.ended_at),
+        )
+        return object.__getattribute__(self, name)
 
 
 def spans_of(span: ReadableSpan) -> list[ReadableSpan]:
