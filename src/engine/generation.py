@@ -23,10 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-__all__ = ["Generation", "Resumed"]
+__all__ = ["Generation", "Resumed", "phase_of"]
 
-_GOLDEN = 0.6180339887498949
-"""The golden ratio's fraction: its multiples, less their whole part, lie as far apart as can be."""
 _REJECTIONS = {
     "no_chat_template": (
         "The served model has no chat template. Use /v1/completions, or serve an instruct model.",
@@ -74,6 +72,7 @@ class Generation:
         n: int,
         cancel: Callable[[int], None],
         pace: Callable[[], float],
+        phase: float = 0.0,
     ) -> None:
         """Wait for ``n`` sequences.
 
@@ -81,16 +80,18 @@ class Generation:
             request_id: The id on the wire.
             n: Sequences of the request.
             cancel: Called with the id when the request is closed before its end.
-            pace: Returns the seconds that should lie between two looks at the
-                events. Waking a thread for each token of each stream would cost
+            pace: Returns the seconds in which the events are looked at once. Waking a thread for each token of each stream would cost
                 more than all else that the server does; a few milliseconds later
                 several tokens wait, and leave together.
+            phase: Where in the time of day, as a share of a pace, its paces begin.
+                Streams that began together would look together ever after, and
+                whoever asks the server for something would wait for all of them.
         """
         self.id = request_id
         self._pace = pace
-        self._phase = request_id * _GOLDEN % 1.0
-        """Where in a pace its looks are, as a share of it."""
-        self._looked_at = 0.0
+        self._phase = phase
+        self._looked_in = -1.0
+        """The number of the pace in which it was looked last."""
         self._unfinished = n
         self.has_begun = False
         """Whether an engine has begun with it, by what the reader thread knows."""
@@ -152,16 +153,19 @@ class Generation:
         self._waiting.put(item)
 
     def _pause(self) -> None:
-        """Let the pace pass since the last look. Nobody is woken for what comes meanwhile.
+        """Look once in each pace: wait for the next one where this one has had its look.
 
-        Each stream looks at a moment of its own: those that began together would look together
-        ever after, and whoever asks the server for something would wait for all of them.
+        Nobody is woken for what comes meanwhile.
         """
         pace = self._pace()
-        now = time.monotonic()
-        if now - self._looked_at < pace:
-            time.sleep(pace - (now - self._phase * pace) % pace)
-        self._looked_at = time.monotonic()
+        if pace <= 0.0:
+            return
+        now = time.monotonic() - self._phase * pace
+        number = now // pace
+        if number == self._looked_in:
+            time.sleep(pace - now % pace)
+            number += 1
+        self._looked_in = number
 
     def _defer(
         self, events: list[RequestEvent | Resumed], error: PharosError
@@ -177,6 +181,14 @@ class Generation:
         if isinstance(event, Finish):
             self._unfinished -= 1
         return event
+
+
+def phase_of(number: int) -> float:
+    """Return where the paces of the call with this number begin, as a share of a pace.
+
+    Multiples of the golden ratio, less their whole part, lie as far apart as can be.
+    """
+    return number * 0.6180339887498949 % 1.0
 
 
 def rejection(event: Rejected) -> PharosError:

@@ -70,7 +70,7 @@ class Channel(Output):
         self._active_at = time.monotonic()
 
     def service(self) -> None:
-        """Answer one request. Runs in a worker thread, or in the I/O thread for a refusal."""
+        """Answer one request. Runs in a worker thread, or in the I/O thread for what is quick."""
         request: Any = self.requests[0]
         # Here and not when it is received: the answer may be made before that returns.
         self._refused = bool(request.error)

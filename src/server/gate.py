@@ -22,7 +22,7 @@ from .error_answer import error_reply
 from .families import ChatFamily, CompletionFamily
 from .foreign_errors import told_error
 from .hosts import Hosts, hosts_and_origins
-from .operation import METRICS_PATHS, OPERATION_PATHS
+from .operation import METRICS_PATHS, OPERATION_PATHS, is_operation
 from .request_id import choose_request_id
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Gate:
         """Answer an operation; None where it is none, or asked for in another way than by GET."""
         path = environ.get("PATH_INFO", "")
         operation = self._operations.get(path)
-        if operation is None or environ.get("REQUEST_METHOD") not in {"GET", "HEAD"}:
+        if operation is None or not is_operation(environ.get("REQUEST_METHOD", ""), path):
             return None
         exchange_of(environ).route = path
         return operation(environ)

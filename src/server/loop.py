@@ -50,6 +50,7 @@ class Members(dict[int, Any]):
         self._selector = selectors.DefaultSelector()
         self._changed: deque[Any] = deque()
         self._wanted: deque[Callable[[], None]] = deque()
+        self._quick: deque[Callable[[], None]] = deque()
         self._put_off: deque[tuple[float, Callable[[], None]]] = deque()
         """With when it waits no longer."""
         self._chores: deque[tuple[float, Callable[[], None]]] = deque()
@@ -74,6 +75,10 @@ class Members(dict[int, Any]):
     def later(self, action: Callable[[], None]) -> None:
         """Have the loop call ``action`` in a next turn, and wait for nothing before. As above."""
         self._wanted.append(action)
+
+    def soon(self, action: Callable[[], None]) -> None:
+        """As :meth:`later`, for what is no part of a burst: nobody waits for the end of it."""
+        self._quick.append(action)
 
     def in_burst(self) -> None:
         """Say that something has come that more may come with. In the loop's thread."""
@@ -110,8 +115,9 @@ class Members(dict[int, Any]):
         """Call what is wanted by now. In the loop's thread, which is the one that calls this."""
         self._thread = threading.get_ident()
         self._is_in_burst = bool(self._wanted)
-        for _ in range(min(len(self._wanted), _ACTIONS)):
-            _call(self._wanted.popleft())
+        for actions in (self._wanted, self._quick):
+            for _ in range(min(len(actions), _ACTIONS)):
+                _call(actions.popleft())
 
     def ready(self, seconds: float) -> list[tuple[Any, int]]:
         """Return who is ready, and for what in poll's flags, after a wait of ``seconds`` at most."""
@@ -124,7 +130,7 @@ class Members(dict[int, Any]):
                 _log.exception("a socket cannot be waited for; a connection is closed for it")
                 if not member.accepting:
                     member.handle_close()
-        hurried = self._wanted or self._put_off or self._chores
+        hurried = self._wanted or self._quick or self._put_off or self._chores
         found = self._selector.select(0 if hurried else seconds)
         return [(key.data, _FLAGS[events]) for key, events in found]
 

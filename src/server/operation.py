@@ -2,7 +2,7 @@
 
 Who probes and polls does so again and again, also while the server is busy, and Flask's way to a view
 takes as long as such an answer itself. Flask has their rules all the same: it answers for all methods
-but GET and HEAD, and paths that are written in another way.
+but GET and HEAD, and paths with a slash at their end.
 """
 
 from __future__ import annotations
@@ -17,19 +17,31 @@ from .reply import Reply, flask_response
 if TYPE_CHECKING:
     from flask import Flask, Response
 
-__all__ = ["METRICS_PATHS", "OPERATION_PATHS", "Operation", "Operations", "add_rules"]
+__all__ = [
+    "METRICS_PATHS",
+    "OPERATION_PATHS",
+    "Operation",
+    "Operations",
+    "add_rules",
+    "is_operation",
+]
 
 METRICS_PATHS = frozenset({"/metrics", "/v1/metrics"})
 """They have a key of their own."""
 OPERATION_PATHS = METRICS_PATHS | {"/livez", "/readyz", "/health"}
-"""All that the second listener answers: from figures that are there, in less time than the way to a
-thread takes."""
+"""All that the second listener answers, from figures that are there."""
+_METHODS = frozenset({"GET", "HEAD"})
 
 
 Operation = Callable[[dict[str, Any]], Reply]
 """Takes the WSGI environment of a GET; may raise a :class:`PharosError`. It waits for nothing."""
 Operations = dict[str, Operation]
 """By path."""
+
+
+def is_operation(method: str, path: str) -> bool:
+    """Whether a request is one of these, by its method as it was sent and its path."""
+    return path in OPERATION_PATHS and method in _METHODS
 
 
 def add_rules(app: Flask, operations: Operations) -> None:

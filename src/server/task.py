@@ -8,6 +8,7 @@ from waitress.task import WSGITask
 
 from ..telemetry.http import AFTERWARDS, STARTED_AT
 from .caller import CALLER, Caller
+from .operation import is_operation
 
 if TYPE_CHECKING:
     from .output import Output
@@ -30,7 +31,7 @@ class Task(WSGITask):
         if request.read_at is not None:
             environ[STARTED_AT] = request.read_at
         output: Output = self.channel  # type: ignore[assignment] # the stubs know waitress' own
-        if output.chores is not None:
+        if output.chores is not None and not is_operation(request.command, request.path):
             # A refusal: those of the same burst are answered before this one is recorded.
             environ[AFTERWARDS] = output.chores
         return environ

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from waitress.server import TcpWSGIServer
 
 from .channel import Channel
-from .operation import OPERATION_PATHS
+from .operation import is_operation
 from .output import excess
 
 if TYPE_CHECKING:
@@ -111,8 +111,10 @@ class Server(TcpWSGIServer):
             self.places.keep(request)
         caller: Caller | None = request.caller
         is_refused = request.error or (caller is not None and caller.refusal is not None)
-        if (is_refused or request.path in OPERATION_PATHS) and not channel.total_outbufs_len:
+        if is_refused and not channel.total_outbufs_len:
             members.later(channel.service)
+        elif is_operation(request.command, request.path) and not channel.total_outbufs_len:
+            members.soon(channel.service)
         elif caller is not None:
             members.after_burst(to_thread)
         else:

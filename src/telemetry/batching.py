@@ -96,6 +96,10 @@ class Batcher(Generic[Item]):
                 reason = "queue_full"
         self._losses.add(self._signal, reason, size)
 
+    def is_urgent(self) -> bool:
+        """Whether what waits may be lost soon: the queue fills up, or ends."""
+        return self._closing or self._waiting > self._limits.queue // 2
+
     def flush(self) -> None:
         """Export all that waits, in the calling thread."""
         while self._send_batch():

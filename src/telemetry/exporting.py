@@ -70,7 +70,10 @@ class SpanQueue(SpanProcessor):
 
     def _export(self, batch: Sequence[ReadableSpan]) -> bool:
         spans = [each for span in batch for each in spans_of(span)]
-        return self._exporter.export(Unhurried(spans)) is SpanExportResult.SUCCESS
+        return (
+            self._exporter.export(Unhurried(spans, self._batcher.is_urgent))
+            is SpanExportResult.SUCCESS
+        )
 
 
 class LogQueue(LogRecordProcessor):
@@ -106,7 +109,10 @@ class LogQueue(LogRecordProcessor):
         return True
 
     def _export(self, batch: Sequence[ReadableLogRecord]) -> bool:
-        return self._exporter.export(Unhurried(batch)) is LogRecordExportResult.SUCCESS
+        return (
+            self._exporter.export(Unhurried(batch, self._batcher.is_urgent))
+            is LogRecordExportResult.SUCCESS
+        )
 
 
 class MetricSender(PeriodicExportingMetricReader):

@@ -60,9 +60,7 @@ class PrometheusView:
             accept: The request's header.
         """
         form = choose_format(accept)
-        if not self._enabled:
-            return "", form.content_type
-        families = list(self._families())
+        families = list(self._families()) if self._enabled else []
         if self._vllm_model:
             families += add_aliases(families, self._vllm_model)
         return write(families, form), form.content_type

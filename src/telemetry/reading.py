@@ -25,5 +25,6 @@ class Source(Protocol):
     def __call__(self) -> float | Iterable[Reading] | None:
         """Return a number, a :class:`Reading` per series, or None where nothing is known now.
 
-        Called at each collection, in the thread that collects.
+        Called at each scrape, in the I/O thread, which nothing may block, and at each collection
+        for OTLP, in the thread that collects.
         """

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar, overload
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = ["Unhurried"]
 
@@ -26,8 +26,10 @@ class Unhurried(Sequence[Item]):
     for which the other one lets go of it; who asks a server for something would wait as often.
     """
 
-    def __init__(self, items: Sequence[Item]) -> None:
+    def __init__(self, items: Sequence[Item], is_urgent: Callable[[], bool]) -> None:
+        """Hand on ``items``, without pauses while ``is_urgent`` says so."""
         self._items = items
+        self._is_urgent = is_urgent
 
     def __len__(self) -> int:
         return len(self._items)
@@ -44,5 +46,5 @@ class Unhurried(Sequence[Item]):
     def __iter__(self) -> Iterator[Item]:
         for place, item in enumerate(self._items, 1):
             yield item
-            if place % _AT_ONCE == 0:
+            if place % _AT_ONCE == 0 and not self._is_urgent():
                 time.sleep(_PAUSE_SECONDS)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from waitress.receiver import FixedStreamReceiver
 
+from mlx_pharos.engine.client import EngineClient
 from mlx_pharos.resilience.api_keys import ApiKey
 from mlx_pharos.server import parser
 from mlx_pharos.server.gate import Gate
@@ -276,16 +277,16 @@ def test_an_operation_that_fails_is_told_as_any_other_failure(
         raise RuntimeError("the operation is broken")
 
     with watched.server.connect() as connection:
-        for path, expected in (("/livez", b" 500 "), ("/livez", b" 200 ")):
+        for expected in (b" 500 ", b" 200 "):
             with monkeypatch.context() as patch:
                 if expected == b" 500 ":
-                    patch.setattr(Gate, "_operate", fail)
-                connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+                    patch.setattr(EngineClient, "snapshot", fail)
+                connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 head, body = read_answer(connection)
             assert expected in head.partition(b"\r\n")[0]
             assert b"broken" not in body
     line = next(each for each in reversed(watched.log.lines()) if each["status"] == 500)
-    assert ("GET", "/livez") == (line["method"], line["route"])
+    assert ("GET", "/health") == (line["method"], line["route"])
 
 
 def test_the_id_of_a_broken_request_is_its_own(watched: Watched) -> None:

@@ -22,7 +22,6 @@ from mlx_pharos.server.admittance import Admittance
 from mlx_pharos.server.caller import caller_of
 from mlx_pharos.server.gate import REFUSAL
 from mlx_pharos.server.listener import Listener
-from mlx_pharos.server.operation import OPERATION_PATHS
 from mlx_pharos.server.options import ServerOptions
 from mlx_pharos.server.places import Places
 from mlx_pharos.server.shutdown import Shutdown
@@ -131,35 +130,6 @@ def test_a_refusal_needs_no_thread() -> None:
         assert 200 == _status(patient)
         assert threads + 1 == len(doors.inside)
         assert "the loop" not in doors.inside
-
-
-class Probed(Doors):
-    """One that answers probes and polls at once, in whatever thread asks."""
-
-    def __call__(self, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
-        """Keep all others."""
-        if environ["PATH_INFO"] in OPERATION_PATHS:
-            self.all.append(threading.current_thread().name)
-            start("200 OK", [("Content-Length", "2")])
-            return [b"ok"]
-        return super().__call__(environ, start)
-
-
-def test_a_probe_needs_no_thread() -> None:
-    """While every thread is kept, who asks for a probe or a poll is answered, each time it asks."""
-    doors = Probed()
-    with contextlib.ExitStack() as ends:
-        listener = ends.enter_context(_listening(doors, Admission(max_batch=1, max_queue=0)))
-        threads = sum(listener.threads())
-        for _ in range(threads):
-            ends.enter_context(_connect(listener)).sendall(_GET)
-        wait_until(lambda: len(doors.inside) == threads)
-        doors.all.clear()
-        patient = ends.enter_context(_connect(listener))
-        for path in sorted(OPERATION_PATHS):
-            patient.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-            assert 200 == _status(patient)
-        assert ["the loop"] * len(OPERATION_PATHS) == doors.all
 
 
 def test_of_many_at_once_those_without_a_place_are_answered_first(

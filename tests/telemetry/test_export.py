@@ -148,6 +148,7 @@ def test_the_sdk_can_be_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
             telemetry.instruments.tokens.add(1, {})
             telemetry.tracer.start_span("x").end()
             assert ("", 0) == (telemetry.prometheus.scrape()[0], telemetry.window.read().total)
+            assert "# EOF\n" == telemetry.prometheus.scrape("application/openmetrics-text")[0]
             assert not telemetry.exports
         assert [] == target.requests("traces")
     assert before == _threads()
