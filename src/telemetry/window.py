@@ -65,9 +65,12 @@ class Sketch:
         self._scale = _SCALE
         self._zeros = 0
         self._buckets: dict[int, int] = {}
+        self._found: dict[tuple[float, ...], tuple[float, ...]] = {}
+        """What was asked for since the last sample came."""
 
     def add_point(self, point: ExponentialHistogramDataPoint) -> None:
         """Take what one collection brought. All values are zero or above."""
+        self._found.clear()
         self._coarsen(point.scale)
         shift = point.scale - self._scale
         for place, count in enumerate(point.positive.bucket_counts, point.positive.offset):
@@ -79,6 +82,7 @@ class Sketch:
 
     def merge(self, other: Sketch) -> None:
         """Take everything that another sketch holds."""
+        self._found.clear()
         self._coarsen(other._scale)
         shift = other._scale - self._scale
         for place, count in other._buckets.items():
@@ -93,6 +97,18 @@ class Sketch:
         The value is that of the sample with rank ``ceil(share * count)``, found
         by interpolation within its bucket.
         """
+        if shares not in self._found:
+            self._found[shares] = self._percentiles(shares)
+        return self._found[shares]
+
+    def copy(self) -> Sketch:
+        """Return another one that holds the same."""
+        other = Sketch()
+        other.count, other._scale, other._zeros = self.count, self._scale, self._zeros
+        other._buckets = self._buckets.copy()
+        return other
+
+    def _percentiles(self, shares: tuple[float, ...]) -> tuple[float, ...]:
         filled = sorted(self._buckets.items())
         ranks = [*accumulate((count for _, count in filled), initial=self._zeros)]
 
@@ -106,13 +122,6 @@ class Sketch:
             return value
 
         return tuple(at(max(1, math.ceil(share * self.count))) for share in shares)
-
-    def copy(self) -> Sketch:
-        """Return another one that holds the same."""
-        other = Sketch()
-        other.count, other._scale, other._zeros = self.count, self._scale, self._zeros
-        other._buckets = self._buckets.copy()
-        return other
 
     def _coarsen(self, scale: int) -> None:
         shift = self._scale - scale
@@ -205,6 +214,8 @@ class WindowReader(MetricReader):
         """Held while one thread collects, and calls itself back."""
         self._closed: Sketch | None = None
         """All slices but the open one; None where it has to be made again."""
+        self._merged: Sketch | None = None
+        """All slices, likewise. Once handed out it does not change."""
         self._slices: deque[_Slice] = deque([_Slice(self._index(self._started))])
 
     def follow(self, folded: FoldedSet) -> None:
@@ -233,12 +244,10 @@ class WindowReader(MetricReader):
             self._rotate()
             self._gather()
             now = self._clock()
-            merged = self._closed_slices().copy()
-            merged.merge(self._slices[-1].sketch)
             uptime = now - self._started
             oldest = (self._slices[-1].index - _SLICES + 1) * SLICE_SECONDS
             return Window(
-                latencies=merged,
+                latencies=self._all_slices(),
                 count=sum(each.count for each in self._slices),
                 total=self._total,
                 seconds=min(uptime, now - oldest),
@@ -253,7 +262,7 @@ class WindowReader(MetricReader):
             self._started = self._clock()
             self._total = 0
             self._slices = deque([_Slice(self._index(self._started))])
-            self._closed = None
+            self._closed = self._merged = None
 
     def shutdown(self, timeout_millis: float = 30_000, **_: Any) -> None:  # noqa: ANN401 - SDK's
         """Do nothing: there is nothing to stop, and the figures may still be read."""
@@ -267,7 +276,14 @@ class WindowReader(MetricReader):
         self._slices.append(_Slice(index))
         while self._slices[0].index <= index - _SLICES:
             self._slices.popleft()
-        self._closed = None
+        self._closed = self._merged = None
+
+    def _all_slices(self) -> Sketch:
+        """Return the sum of all slices. A poll that finds nothing new merges nothing."""
+        if self._merged is None:
+            self._merged = self._closed_slices().copy()
+            self._merged.merge(self._slices[-1].sketch)
+        return self._merged
 
     def _closed_slices(self) -> Sketch:
         """Return the sum of the slices whose time is over, which a slice's time does not change."""
@@ -294,6 +310,7 @@ class WindowReader(MetricReader):
             for point in _points(metrics_data):
                 if isinstance(point, ExponentialHistogramDataPoint) and self._keeps(point):
                     current.sketch.add_point(point)
+                    self._merged = None
 
     def _keeps(self, point: ExponentialHistogramDataPoint) -> bool:
         return self._counts(point.attributes or {})
