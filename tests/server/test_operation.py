@@ -10,20 +10,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from flask import Flask
 
-from mlx_pharos.server.listener import Listener
 from mlx_pharos.server.operation import OPERATION_PATHS
-from mlx_pharos.server.options import ServerOptions
-from mlx_pharos.server.shutdown import Shutdown
+from support.bare_listener import LOOP, listening
 from support.client import read_answer, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
+    from mlx_pharos.server.listener import Listener
     from support.client import RunningServer
-
-_LOOP = "the loop"
 
 
 class Kept:
@@ -47,21 +44,6 @@ class Kept:
         return [b"ok"]
 
 
-@contextlib.contextmanager
-def _listening(kept: Kept) -> Iterator[Listener]:
-    options = ServerOptions(("tiny",), port=0, threads=1, drain_seconds=1.0)
-    listener = Listener(kept, options, Shutdown(), on_drain=lambda: None)
-    loop = threading.Thread(target=listener.run, name=_LOOP)
-    loop.start()
-    try:
-        yield listener
-    finally:
-        kept.open.set()
-        listener.stop()
-        loop.join(10)
-        assert not loop.is_alive()
-
-
 def _connect(listener: Listener) -> socket.socket:
     return socket.create_connection(("127.0.0.1", listener.port), timeout=15)
 
@@ -74,7 +56,7 @@ def test_an_operation_needs_no_thread() -> None:
     """While every thread is kept, who asks for a probe or a poll is answered, each time it asks."""
     kept = Kept()
     with contextlib.ExitStack() as ends:
-        listener = ends.enter_context(_listening(kept))
+        listener = ends.enter_context(listening(kept, kept.open))
         threads = sum(listener.threads())
         for _ in range(threads):
             ends.enter_context(_connect(listener)).sendall(_request("/v1/models"))
@@ -83,34 +65,34 @@ def test_an_operation_needs_no_thread() -> None:
         for path in sorted(OPERATION_PATHS):
             patient.sendall(_request(path))
             assert read_answer(patient)[0].startswith(b"HTTP/1.1 200 ")
-        assert [("GET", _LOOP)] * len(OPERATION_PATHS) == kept.operations
-        assert _LOOP not in kept.inside
+        assert [("GET", LOOP)] * len(OPERATION_PATHS) == kept.operations
+        assert LOOP not in kept.inside
 
 
 def test_operations_in_a_pipeline_are_answered_in_their_order() -> None:
     """50 at once on one connection, and what comes behind them, which needs a thread."""
     kept = Kept()
     kept.open.set()
-    with _listening(kept) as listener, _connect(listener) as connection:
+    with listening(kept, kept.open) as listener, _connect(listener) as connection:
         connection.sendall(_request("/livez") * 50 + _request("/v1/models"))
         received = b""
         while received.count(b"ok") < 51:
             data = connection.recv(65536)
             assert data, received
             received += data
-        assert [("GET", _LOOP)] * 50 == kept.operations
-        assert [_LOOP] != kept.inside
+        assert [("GET", LOOP)] * 50 == kept.operations
+        assert LOOP not in kept.inside
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "BREW"])
 def test_other_methods_are_no_operation(method: str) -> None:
     """They are for Flask to refuse, in a thread."""
     kept = Kept()
-    with _listening(kept) as listener, _connect(listener) as connection:
+    with listening(kept, kept.open) as listener, _connect(listener) as connection:
         connection.sendall(_request("/metrics", method))
         assert read_answer(connection)[0].startswith(b"HTTP/1.1 200 ")
     ((_, thread),) = kept.operations
-    assert _LOOP != thread
+    assert LOOP != thread
 
 
 def test_flask_has_no_part_in_them(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,19 +21,19 @@ from mlx_pharos.resilience.rates import Rates
 from mlx_pharos.server.admittance import Admittance
 from mlx_pharos.server.caller import caller_of
 from mlx_pharos.server.gate import REFUSAL
-from mlx_pharos.server.listener import Listener
 from mlx_pharos.server.options import ServerOptions
 from mlx_pharos.server.places import Places
-from mlx_pharos.server.shutdown import Shutdown
 from mlx_pharos.telemetry.http import STARTED_AT
+from support.bare_listener import OPTIONS, listening
 from support.client import CHAT, COMPLETIONS, chat_body, read_answer, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
+    from mlx_pharos.server.listener import Listener
     from support.client import RunningServer
 
 _GET = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -66,26 +66,9 @@ class Doors:
         return [b"ok"]
 
 
-@contextlib.contextmanager
-def _listening(doors: Doors, admission: Any) -> Iterator[Listener]:
-    """Listen with as few threads as there can be."""
-    options = ServerOptions(("tiny",), port=0, threads=1, drain_seconds=1.0)
-    listener = Listener(
-        doors,
-        options,
-        Shutdown(),
-        on_drain=lambda: None,
-        places=Places(options, Admittance(Rates(requests=0, tokens=0), admission)),
-    )
-    loop = threading.Thread(target=listener.run, name="the loop")
-    loop.start()
-    try:
-        yield listener
-    finally:
-        doors.open.set()
-        listener.stop()
-        loop.join(10)
-        assert not loop.is_alive()
+def _listening(doors: Doors, admission: Any) -> contextlib.AbstractContextManager[Listener]:
+    places = Places(OPTIONS, Admittance(Rates(requests=0, tokens=0), admission))
+    return listening(doors, doors.open, places)
 
 
 def _connect(listener: Listener) -> socket.socket:
