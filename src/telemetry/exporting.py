@@ -24,7 +24,7 @@ from .request_span import RequestSpan, spans_of
 from .unhurried import Unhurried
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from opentelemetry.sdk._logs import ReadWriteLogRecord
     from opentelemetry.sdk._logs.export import LogRecordExporter
@@ -77,15 +77,25 @@ class SpanQueue(SpanProcessor):
 
 
 class LogQueue(LogRecordProcessor):
-    """Takes log records."""
+    """Takes lines of the log; what makes records of them is called when they are sent."""
 
     def __init__(self, exporter: LogRecordExporter, losses: Losses, limits: BatchLimits) -> None:
         self._exporter = exporter
         self._batcher = Batcher[Any](self._export, signal="logs", losses=losses, limits=limits)
+        self._batch: list[ReadableLogRecord] = []
+        """What is to be sent now."""
+
+    def put(self, emit: Callable[[], None]) -> None:
+        """Queue a line. Any thread.
+
+        Args:
+            emit: Has the provider of this processor emit one record. Called in the thread that sends.
+        """
+        self._batcher.put(emit)
 
     def on_emit(self, log_record: ReadWriteLogRecord) -> None:
-        """Queue it."""
-        self._batcher.put(
+        """Take a record for the batch. For the thread that sends it."""
+        self._batch.append(
             ReadableLogRecord(
                 log_record=log_record.log_record,
                 resource=log_record.resource or Resource.get_empty(),
@@ -108,9 +118,12 @@ class LogQueue(LogRecordProcessor):
         self._batcher.flush()
         return True
 
-    def _export(self, batch: Sequence[ReadableLogRecord]) -> bool:
+    def _export(self, lines: Sequence[Callable[[], None]]) -> bool:
+        self._batch = []
+        for emit in Unhurried(lines, self._batcher.is_urgent):
+            emit()
         return (
-            self._exporter.export(Unhurried(batch, self._batcher.is_urgent))
+            self._exporter.export(Unhurried(self._batch, self._batcher.is_urgent))
             is LogRecordExportResult.SUCCESS
         )
 

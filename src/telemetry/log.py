@@ -1,18 +1,16 @@
 """The log of the server process: lines on stderr, for people or for programs.
 
 Everything that goes through :mod:`logging` ends here, so the lines of the
-libraries look like ours. The access line of a request is made from one frozen
-:class:`RequestLine`, which has no room for a prompt, an answer, a key, an
-address or a path. All other lines are sanitized, and of an exception they say
-its kind and where it was; its text only where its shape is known, or at the
-level ``debug``.
+libraries look like ours. All lines but those of requests (:mod:`.request_line`)
+are sanitized, and of an exception they say its kind and where it was; its text
+only where its shape is known, or at the level ``debug``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-import operator
 import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
@@ -23,6 +21,7 @@ import structlog
 from ..resilience.failure_text import describe_failure
 from ..resilience.sanitize import sanitize_error_message
 from .correlation import CURRENT
+from .request_line import RequestLogRecord
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -31,71 +30,7 @@ if TYPE_CHECKING:
 
     from .log_writer import LogWriter
 
-__all__ = ["RequestLine", "configure_log", "log_request"]
-
-_requests = logging.getLogger("mlx_pharos.requests")
-
-
-class RequestLine(msgspec.Struct, frozen=True, kw_only=True):
-    """What the log says about one finished request. Zeros and empty fields are left out."""
-
-    request_id: str
-    trace_id: str = ""
-    span_id: str = ""
-    """Of the request's own span."""
-    method: str
-    route: str
-    """The route's rule, never the path that the client sent."""
-    status: int
-    """The HTTP status that the client saw; 499 where it left before there was one."""
-    duration_seconds: float
-    """From the request's arrival to the last byte."""
-    client_left: bool = False
-    """Whether the client closed the connection before the end."""
-    model: str = ""
-    """A configured name, never text from the request."""
-    stream: bool = False
-    finish_reason: str = ""
-    """How the generation ended, in one word: as in the metrics."""
-    error_code: str = ""
-    failed: bool = False
-    """Whether the server is at fault, also where the status had been sent before."""
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    queue_seconds: float = 0.0
-    first_token_seconds: float = 0.0
-    """From the request's arrival to its first token."""
-
-
-_FIELDS = RequestLine.__struct_fields__
-_KNOWN = frozenset(_FIELDS)
-_values = operator.attrgetter(*_FIELDS)
-
-
-def log_request(line: RequestLine) -> None:
-    """Log a finished request: failures as errors, refusals as warnings, all else as information.
-
-    Any thread may call it. It never raises: :mod:`logging` swallows a broken stderr.
-    """
-    level = logging.WARNING if line.status >= 500 else logging.INFO  # noqa: PLR2004 - HTTP
-    if line.failed or line.status == 500:  # noqa: PLR2004 - HTTP
-        level = logging.ERROR
-    if not _requests.isEnabledFor(level):
-        return
-    # As Logger.log() would, less the search for the line that called it.
-    record = logging.LogRecord(_requests.name, level, "", 0, "request", (), None)
-    record.__dict__.update(line_fields(line))
-    _requests.handle(record)
-
-
-def line_fields(line: RequestLine) -> dict[str, object]:
-    """Return what the line says, in its order."""
-    return {
-        name: round(value, 4) if type(value) is float else value
-        for name, value in zip(_FIELDS, _values(line), strict=True)
-        if value
-    }
+__all__ = ["configure_log"]
 
 
 def configure_log(
@@ -109,7 +44,7 @@ def configure_log(
     if style == "auto":
         style = "console" if target.isatty() else "json"
     handler = logging.StreamHandler(target)
-    formatter = _JsonFormatter if style == "json" else structlog.stdlib.ProcessorFormatter
+    formatter = _JsonFormatter if style == "json" else _Formatter
     handler.setFormatter(
         formatter(
             foreign_pre_chain=[
@@ -134,21 +69,25 @@ def configure_log(
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)
 
 
-class _JsonFormatter(structlog.stdlib.ProcessorFormatter):
-    """Writes access lines without the steps that only other lines need: half of their price."""
+class _Formatter(structlog.stdlib.ProcessorFormatter):
+    """Sees the fields of access lines, too."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        if record.name != _requests.name or record.exc_info:
-            return super().format(record)
-        event = {
-            "event": record.msg,
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            **{name: value for name, value in vars(record).items() if name in _KNOWN},
-            "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
-        }
-        return _json(event)
+        if isinstance(record, RequestLogRecord):
+            record.expand()
+        return super().format(record)
+
+
+class _JsonFormatter(_Formatter):
+    """Writes access lines without the steps that only other lines need."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        if isinstance(record, RequestLogRecord):
+            with contextlib.suppress(UnicodeEncodeError):
+                return record.json(datetime.now(UTC).isoformat().replace("+00:00", "Z"))
+        return super().format(record)
 
 
 def _json(event: object, **_: object) -> str:

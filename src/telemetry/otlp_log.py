@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry._logs import SeverityNumber
@@ -11,10 +12,14 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_s
 
 from ..resilience.sanitize import sanitize_error_message
 from .correlation import CURRENT
+from .request_line import REQUESTS, RequestLogRecord
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk._logs import LoggerProvider
+
+    from .correlation import TraceIds
+    from .exporting import LogQueue
 
 __all__ = ["OtlpLogHandler"]
 
@@ -31,21 +36,23 @@ _EXPORTER = "urllib3"
 """The exporter's own transport: its debug lines about sending lines would never end."""
 _OURS = "mlx_pharos"
 """Loggers whose fields are composed by us; those of others are sanitized."""
-_REQUESTS = f"{_OURS}.requests"
 _LOGGERS = 256
 """Names of loggers that are remembered: those of a program are some dozen."""
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 
 
 class OtlpLogHandler(logging.Handler):
-    """Hands records to a LoggerProvider. Any thread; never waits for the collector.
+    """Hands lines to a queue. Any thread; never waits for the collector.
 
     The SDK's own handler is deprecated, and puts the source file's path and the
-    text of exceptions into each record.
+    text of exceptions into each record. It also makes the record in the thread
+    that logs, which takes longer than all else that the end of a request does.
     """
 
-    def __init__(self, provider: LoggerProvider) -> None:
+    def __init__(self, provider: LoggerProvider, queue: LogQueue) -> None:
+        """Send with ``queue``, which has to be a processor of ``provider``."""
         super().__init__()
+        self._queue = queue
         # A provider makes its loggers anew each time that it is asked for one.
         self._logger = lru_cache(maxsize=_LOGGERS)(provider.get_logger)
 
@@ -58,23 +65,44 @@ class OtlpLogHandler(logging.Handler):
         if record.name.startswith(_EXPORTER):
             return
         try:
+            self._queue.put(partial(self._send, _settled(record), CURRENT.get()))
+        except Exception:  # noqa: BLE001 - a log line must never fail what it tells of
+            self.handleError(record)
+
+    def _send(self, record: logging.LogRecord, current: TraceIds) -> None:
+        """Have the provider emit it. In the thread that sends; ``current`` is the trace of its line."""
+        try:
             attributes = _attributes(record)
+            logged_at = int(record.created * 1e9)
             self._logger(record.name).emit(
-                timestamp=int(record.created * 1e9),
-                context=_context(attributes),
+                timestamp=logged_at,
+                observed_timestamp=logged_at,
+                context=_context(attributes, current),
                 severity_number=_severity(record.levelno),
                 severity_text=record.levelname,
                 body=_body(record),
                 attributes=attributes,
             )
-        except Exception:  # noqa: BLE001 - a log line must never fail what it tells of
+        except Exception:  # noqa: BLE001 - the other lines of the batch go on
             self.handleError(record)
+
+
+def _settled(record: logging.LogRecord) -> logging.LogRecord:
+    """Return it without what may change, or would be kept alive, until it is sent."""
+    if not (record.args or record.exc_info):
+        return record
+    settled = copy.copy(record)
+    settled.msg, settled.args = record.getMessage(), None
+    if record.exc_info and record.exc_info[0]:
+        vars(settled)["exception.type"] = record.exc_info[0].__name__
+    settled.exc_info = None
+    return settled
 
 
 def _body(record: logging.LogRecord) -> str:
     """Return the message; that of a finished request is one word."""
     message = record.getMessage()
-    return message if record.name == _REQUESTS else sanitize_error_message(message)
+    return message if record.name == REQUESTS else sanitize_error_message(message)
 
 
 def _severity(level: int) -> SeverityNumber:
@@ -82,14 +110,13 @@ def _severity(level: int) -> SeverityNumber:
 
 
 def _attributes(record: logging.LogRecord) -> dict[str, Any]:
-    attributes = {
+    if isinstance(record, RequestLogRecord):
+        record.expand()
+    return {
         name: _field(record, value)
-        for name, value in vars(record).items()
+        for name, value in tuple(vars(record).items())  # another thread may expand it now
         if name not in _STANDARD and not name.startswith("_")
     }
-    if record.exc_info and record.exc_info[0]:
-        attributes["exception.type"] = record.exc_info[0].__name__
-    return attributes
 
 
 def _field(record: logging.LogRecord, value: object) -> str | int | float:
@@ -98,9 +125,9 @@ def _field(record: logging.LogRecord, value: object) -> str | int | float:
     return str(value) if record.name.startswith(_OURS) else sanitize_error_message(str(value))
 
 
-def _context(attributes: dict[str, Any]) -> Context:
-    """Take the trace from the line itself, or from what is being answered now."""
-    trace_id, span_id = CURRENT.get()
+def _context(attributes: dict[str, Any], current: TraceIds) -> Context:
+    """Take the trace from the line itself, or from what was being answered."""
+    trace_id, span_id = current
     trace_id = attributes.pop("trace_id", trace_id)
     span_id = attributes.pop("span_id", span_id)
     if not (trace_id and span_id):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry import trace
 
 from . import attributes as a
-from .log import RequestLine, log_request
 from .reading import Reading
+from .request_line import RequestLine, log_request
 from .series import SeriesBook
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from .series import GenerationSeries
 
 __all__ = ["Recorder"]
+
+_DIGITS = 4
+"""Of the seconds in the log."""
 
 
 class Recorder:
@@ -146,10 +149,10 @@ def _line(record: RequestRecord, trace_ids: TraceIds) -> RequestLine:
             "prompt_tokens": engine.prompt_tokens,
             "cached_tokens": engine.cached_tokens,
             "completion_tokens": engine.completion_tokens,
-            "first_token_seconds": record.first_token_seconds,
+            "first_token_seconds": round(record.first_token_seconds, _DIGITS),
         }
         if engine.prefill_at:
-            fields["queue_seconds"] = engine.prefill_at - engine.accepted_at
+            fields["queue_seconds"] = round(engine.prefill_at - engine.accepted_at, _DIGITS)
     return RequestLine(
         request_id=record.request_id,
         trace_id=trace_ids[0],
@@ -157,7 +160,7 @@ def _line(record: RequestRecord, trace_ids: TraceIds) -> RequestLine:
         method=record.method,
         route=record.route,
         status=record.status,
-        duration_seconds=record.seconds,
+        duration_seconds=round(record.seconds, _DIGITS),
         client_left=record.client_left,
         error_code=record.error_code,
         failed=record.failed and not record.refusal,

@@ -237,7 +237,7 @@ class Telemetry:
         self._closables.append(queue)
         provider = LoggerProvider(resource=self.resource, shutdown_on_exit=False)
         provider.add_log_record_processor(queue)
-        handler = OtlpLogHandler(provider)
+        handler = OtlpLogHandler(provider, queue)
         logging.getLogger().addHandler(handler)
         return handler
 

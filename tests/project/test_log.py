@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+import msgspec
 import pytest
 
-from mlx_pharos.telemetry.log import RequestLine, configure_log, log_request
+from mlx_pharos.telemetry.log import configure_log
+from mlx_pharos.telemetry.request_line import RequestLine, log_request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,7 +21,7 @@ LINE = RequestLine(
     method="POST",
     route="/v1/chat/completions",
     status=200,
-    duration_seconds=1.23456,
+    duration_seconds=1.2346,
     model="starter",
     prompt_tokens=3,
 )
@@ -59,6 +61,26 @@ def test_a_request_is_one_json_line() -> None:
     }
 
 
+@pytest.mark.parametrize("style", ["json", "console"])
+def test_a_name_that_is_no_text_is_logged(style: Literal["json", "console"]) -> None:
+    """Half a surrogate pair, as a path of bytes has it, loses neither the line nor its other fields."""
+    stream = io.StringIO()
+    configure_log(style=style, stream=stream)
+    log_request(msgspec.structs.replace(LINE, model="half \udc80"))
+    assert "1.2346" in stream.getvalue()
+    assert 1 == stream.getvalue().count("\n")
+
+
+def test_handlers_of_others_see_the_fields(caplog: pytest.LogCaptureFixture) -> None:
+    """Each field is an attribute of the record; those that say nothing are not there."""
+    with caplog.at_level(logging.INFO):
+        log_request(LINE)
+    (record,) = caplog.records
+    assert (200, "starter") == (getattr(record, "status"), getattr(record, "model"))  # noqa: B009
+    assert not hasattr(record, "error_code")
+    assert "request" == record.getMessage()
+
+
 def test_lines_of_libraries_look_the_same() -> None:
     """What goes through logging has the same shape, its exception in one field."""
     stream = io.StringIO()
@@ -77,7 +99,8 @@ def test_people_get_text() -> None:
     stream = io.StringIO()
     configure_log(style="console", stream=stream)
     log_request(LINE)
-    assert "status=200" in stream.getvalue()
+    assert "status=200" in stream.getvalue().split()
+    assert "RequestLine" not in stream.getvalue()
     assert stream.getvalue().count("\n") == 1
 
 

@@ -123,7 +123,9 @@ def test_the_log_is_sent_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None
         handlers = list(logging.getLogger().handlers)
         with _telemetry(target.endpoint):
             token = CURRENT.set(("0" * 31 + "a", "0" * 15 + "b"))
-            log.warning("request %d", 7, extra={"status": 200, "route": "/v1/models"})
+            numbers = [7]
+            log.warning("request %s", numbers, extra={"status": 200, "route": "/v1/models"})
+            numbers.clear()  # the line is as it was when it was logged
             CURRENT.reset(token)
             try:
                 int("a prompt")
@@ -131,9 +133,10 @@ def test_the_log_is_sent_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None
                 log.exception("failed")
         assert handlers == logging.getLogger().handlers
         first, second = target.logs()
-    assert ("request 7", "WARNING") == (first.body.string_value, first.severity_text)
+    assert ("request [7]", "WARNING") == (first.body.string_value, first.severity_text)
     assert {"status": 200, "route": "/v1/models"} == attributes_of(first)
     assert (10, 11) == (int(first.trace_id.hex(), 16), int(first.span_id.hex(), 16))
+    assert first.time_unix_nano == first.observed_time_unix_nano
     assert {"exception.type": "ValueError"} == attributes_of(second)
     assert not second.trace_id
     assert "a prompt" not in str(second)

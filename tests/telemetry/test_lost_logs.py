@@ -97,12 +97,12 @@ def test_logging_never_waits(
             _requests.info("request")
             longest = max(longest, time.monotonic() - begin)
         assert longest < 10  # where somebody waits for an export it is half a minute
-        told = len(_told(caplog))
+        told = sum(each.name.startswith("mlx_pharos") for each in _told(caplog))
         telemetry.shutdown(budget_seconds=0.5)
         assert telemetry.losses.count("logs", "queue_full") >= 4000
         assert told >= 5001
-        # An exporter that is stopped while it tries again says so: one line more, or none.
-        wait_until(lambda: telemetry.losses.count("logs") in {told, told + 1})
+        # Exporters that are stopped while they try again say so, of a test before this one too.
+        wait_until(lambda: told <= telemetry.losses.count("logs") <= len(_told(caplog)))
 
 
 def test_recovery_comes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
