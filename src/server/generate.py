@@ -106,7 +106,7 @@ class GenerateRoute:
         )
         check_served(call.model, options)
         _note(draft, call)
-        if self._captures_content and exchange_of(request.environ).span.is_recording():
+        if self._captures_content and exchange_of(request.environ).span.is_recording:
             draft.content = capture(call)
         check_capacity(call, options.max_batch + options.max_queue, family.prompt_field)
         run = self._run()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["metrics_operations"]
 
-_FORWARDED = ("HTTP_FORWARDED", "HTTP_X_FORWARDED_FOR", "HTTP_X_REAL_IP", "HTTP_VIA")
+_FORWARDED = frozenset({"HTTP_FORWARDED", "HTTP_X_FORWARDED_FOR", "HTTP_X_REAL_IP", "HTTP_VIA"})
 
 
 def metrics_operations(
@@ -68,8 +68,7 @@ class _Metrics:
         """``GET /v1/metrics``: the figures of the last five minutes."""
         self._check(environ)
         self._catch_up()
-        asked = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
-        query = LegacyQuery.parse(asked.get("format", ()), asked.get("category", ()))
+        query = _query(environ.get("QUERY_STRING", ""))
         figures = self._collector.figures()
         if query.format == "json":
             return Reply(encode_json(legacy_json(figures, query.categories)))
@@ -81,5 +80,12 @@ class _Metrics:
             self._key,
             authorization=environ.get("HTTP_AUTHORIZATION", ""),
             address=environ.get("REMOTE_ADDR", ""),
-            forwarded=any(name in environ for name in _FORWARDED),
+            forwarded=not _FORWARDED.isdisjoint(environ),
         )
+
+
+def _query(text: str) -> LegacyQuery:
+    if not text:  # as almost all polls
+        return LegacyQuery()
+    asked = parse_qs(text, keep_blank_values=True)
+    return LegacyQuery.parse(asked.get("format", ()), asked.get("category", ()))

@@ -24,9 +24,12 @@ from .record import REFUSED_CODES, REJECTED_CODES
 from .window import WindowReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection
 
-    from opentelemetry.context import Context
+    from opentelemetry.trace import SpanContext
+
+    from .folded import FoldedHistogram
+    from .totals import Sum
 
 __all__ = ["MetricsCollector", "make_window"]
 
@@ -100,24 +103,30 @@ class MetricsCollector:
         """Record a generation request's latency in ms; raises ValueError where it is negative."""
         if not latency_ms >= 0:
             raise ValueError(f"a latency cannot be {latency_ms} ms")
-        self.take_latency(latency_ms / 1000.0, {})
+        self.take_latency(latency_ms / 1000.0, self._instruments.gen_ai_request_duration.at({}))
 
     def take_latency(
-        self, seconds: float, attributes: Mapping[str, str], context: Context | None = None
+        self, seconds: float, series: FoldedHistogram, mark: SpanContext | None = None
     ) -> None:
-        """Record a generation request's latency in seconds, with what is known of it."""
+        """Record a generation request's latency in seconds.
+
+        Args:
+            seconds: Not negative.
+            series: Of ``gen_ai.server.request.duration``, by what is known of the request.
+            mark: Its span, an example of the figure.
+        """
         if self._tracks_latency:
             self._window.advance()
-            self._instruments.gen_ai_request_duration.record(seconds, attributes, context)
+            series.fold(seconds, mark=mark)
 
     def record_throughput(self) -> None:
         """Count a generation request that has ended."""
-        self.count_request({})
+        self.count_request(self._instruments.requests_finished.at({}))
 
-    def count_request(self, attributes: Mapping[str, str], context: Context | None = None) -> None:
-        """Count a generation request that has ended, with what is known of it."""
+    def count_request(self, series: Sum) -> None:
+        """Count a generation request that has ended, in a series of ``pharos.requests.finished``."""
         self._window.count()
-        self._instruments.requests_finished.add(1, attributes, context)
+        series.add(1)
         now = time.monotonic()
         if now - self._memory_at >= _MEMORY_SECONDS:
             self._memory_at = now

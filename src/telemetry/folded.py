@@ -189,6 +189,7 @@ class FoldedSet:
         self.exponential = False
         """Whether exponential buckets are counted too. To be said before the first histogram."""
         self.histograms: tuple[FoldedHistogram, ...] = ()
+        self._named: dict[str, tuple[FoldedHistogram, ...]] = {}
         self._scales: dict[str, int] = {}
         self._lock = threading.Lock()
 
@@ -210,7 +211,12 @@ class FoldedSet:
         histogram = FoldedHistogram(instrument, attributes, scale=scale)
         with self._lock:
             self.histograms = (*self.histograms, histogram)
+            self._named[instrument.name] = (*self.of(instrument.name), histogram)
         return histogram
+
+    def of(self, name: str) -> tuple[FoldedHistogram, ...]:
+        """Return those of one instrument."""
+        return self._named.get(name, ())
 
 
 class FoldedStream:
@@ -264,8 +270,9 @@ class FoldedStream:
         """Return the folded histograms alone."""
         points: dict[Instrument, list[Any]] = {}
         point: Any
-        for histogram in self._folded.histograms:
-            if self._only and not self._has_news(histogram):
+        only = self._only
+        for histogram in self._folded.of(only) if only else self._folded.histograms:
+            if only and not self._has_news(histogram):
                 continue
             tally, since_ns = self._gained(histogram, started_ns, now_ns)
             marks = histogram.exemplars(self._collected_ns)
@@ -288,8 +295,6 @@ class FoldedStream:
         ]
 
     def _has_news(self, histogram: FoldedHistogram) -> bool:
-        if histogram.instrument.name != self._only:
-            return False
         folds, told = histogram.folds, self._folds.get(histogram, 0)
         self._folds[histogram] = folds
         return folds != told

@@ -12,22 +12,21 @@ import sys
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
-from opentelemetry.context import Context
 
 from . import attributes as a
 from .correlation import CURRENT, NO_TRACE
 from .record import RequestRecord
+from .request_span import BegunSpan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
-    from opentelemetry.trace import Span
 
     from ..resilience.errors import PharosError
     from .correlation import TraceIds
@@ -46,6 +45,7 @@ AFTERWARDS = "pharos.afterwards"
 where that does not matter. Its time ends before that in any case."""
 _KEY = "pharos.exchange"
 _CLIENT_CLOSED_REQUEST = 499
+_NO_SPAN = BegunSpan("", trace.INVALID_SPAN_CONTEXT)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,8 +57,7 @@ class Exchange:
 
     method: str
     started_at: float
-    span: Span = trace.INVALID_SPAN
-    context: Context = field(default_factory=Context)
+    span: BegunSpan = _NO_SPAN
     trace_ids: TraceIds = NO_TRACE
     request_id: str = ""
     route: str = ""
@@ -169,7 +168,7 @@ class TelemetryMiddleware:
         token = CURRENT.set(exchange.trace_ids)
         try:
             record = exchange.record(ended_at=ended_at, written=written)
-            self._recorder.finish(record, exchange.context, exchange.trace_ids)
+            self._recorder.finish(record, exchange.span.context, exchange.trace_ids)
             self._spans.finish(exchange.span, record)
         except Exception:  # noqa: BLE001 - the request has been answered, and must not fail now
             _log.exception("a request could not be recorded")
@@ -179,13 +178,12 @@ class TelemetryMiddleware:
     def _begin(self, environ: WSGIEnvironment) -> Exchange:
         now: float = environ.get(STARTED_AT) or self._clock()
         method = a.HTTP_METHOD.close(environ.get("REQUEST_METHOD", ""))
-        span, context = self._spans.begin(environ, method, now)
-        ids = span.get_span_context()
+        span = self._spans.begin(environ, method, now)
+        ids = span.context
         exchange = Exchange(
             method=method,
             started_at=now,
             span=span,
-            context=context,
             trace_ids=(
                 (trace.format_trace_id(ids.trace_id), trace.format_span_id(ids.span_id))
                 if ids.is_valid

@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import ipaddress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..resilience.errors import InvalidRequestError, MetricsForbiddenError
@@ -34,6 +35,8 @@ CATEGORIES = ("cache", "latency", "memory", "throughput")
 FORMATS = ("json", "prometheus")
 PROMETHEUS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _MIB = 1024 * 1024
+_ADDRESSES = 256
+"""Of clients, of which it is remembered whether they are on this machine: those who poll are few."""
 
 Measured = float | Literal["unavailable"]
 """A number, or the word that the older server used where it could not measure."""
@@ -254,6 +257,7 @@ def _memory_samples(figures: LegacyFigures) -> Iterator[tuple[str, str, str, Mea
     yield "mlx_server_memory_growth_mb", "gauge", text, _mib(figures.memory_growth_bytes)
 
 
+@lru_cache(maxsize=_ADDRESSES)
 def _is_loopback(address: str) -> bool:
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])

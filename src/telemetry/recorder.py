@@ -5,8 +5,6 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry import trace
-
 from . import attributes as a
 from .reading import Reading
 from .request_line import RequestLine, log_request
@@ -15,7 +13,6 @@ from .series import SeriesBook
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from opentelemetry.context import Context
     from opentelemetry.trace import SpanContext
 
     from .collector import MetricsCollector
@@ -62,17 +59,16 @@ class Recorder:
         with self._lock:
             self._active[method] = self._active.get(method, 0) + 1
 
-    def finish(self, record: RequestRecord, context: Context, trace_ids: TraceIds) -> None:
+    def finish(self, record: RequestRecord, mark: SpanContext, trace_ids: TraceIds) -> None:
         """Record a request that has ended.
 
         Args:
             record: All that is known of it.
-            context: With its span, for the exemplars.
+            mark: Its span, for the exemplars.
             trace_ids: Of its span, for the log.
         """
         with self._lock:
             self._active[record.method] -= 1
-        mark = trace.get_current_span(context).get_span_context()
         self._book.http(record).fold(record.seconds, mark=mark)
         if record.refusal:
             reason = a.REFUSAL_REASON.close(record.refusal)
@@ -82,7 +78,7 @@ class Recorder:
             series = self._book.generation(generation)
             # The window is told before: its slice may end.
             self._collector.count_request(series.finished)
-            self._collector.take_latency(record.seconds, series.latency, context)
+            self._collector.take_latency(record.seconds, series.latency, mark)
             if generation.succeeded:
                 _fold_success(series, record, generation.engine, mark)
             _fold_phases(series, generation.engine, mark)

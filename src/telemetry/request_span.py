@@ -7,27 +7,43 @@ request's telemetry may cost, in the thread that answers.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor
-from opentelemetry.trace import SpanContext, Status, StatusCode
+from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode
 
 from . import attributes as a
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-    from opentelemetry.context import Context
-    from opentelemetry.sdk.trace import Span
-    from opentelemetry.sdk.trace.id_generator import IdGenerator
+    from opentelemetry.sdk.trace import Tracer
+    from opentelemetry.sdk.util.instrumentation import InstrumentationScope
     from opentelemetry.util.types import AttributeValue
 
     from .record import EngineReport, GenerationRecord, RequestRecord
 
-__all__ = ["EachSpan", "RequestSpan", "spans_of"]
+__all__ = ["BegunSpan", "EachSpan", "RequestSpan", "spans_of"]
 
 _UNSET = Status()
 _FAILED = Status(StatusCode.ERROR)
+
+
+@dataclass(frozen=True, slots=True)
+class BegunSpan:
+    """What is known of a request's span while the request runs."""
+
+    name: str
+    context: SpanContext
+    parent: SpanContext | None = None
+    """The caller's span."""
+    start_ns: int = 0
+    """Since 1970."""
+    attributes: Mapping[str, AttributeValue] | None = None
+    """With those of the sampler."""
+    is_recording: bool = False
+    """Whether anybody will see it."""
 
 
 class RequestSpan(ReadableSpan):
@@ -35,24 +51,25 @@ class RequestSpan(ReadableSpan):
 
     def __init__(
         self,
-        begun: ReadableSpan,
+        begun: BegunSpan,
         record: RequestRecord,
-        ns: Callable[[float], int],
-        ids: IdGenerator,
+        tracer: Tracer,
+        scope: InstrumentationScope,
     ) -> None:
         """End a span.
 
         Args:
-            begun: What the tracer made of it; stays as it is.
+            begun: How it began.
             record: All that is known of the request.
-            ns: Turns a time of the record into ns since 1970.
-            ids: For the spans within.
+            tracer: Whose span it is.
+            scope: That of the tracer.
         """
         self._context = begun.context
         self._begun = begun
         self._record = record
-        self._ns = ns
-        self._ids = ids
+        self._tracer = tracer
+        self._scope = scope
+        self._offset_ns = begun.start_ns - int(record.started_at * 1e9)
         self._phases = _phases(record.generation.engine) if record.generation else []
 
     @property
@@ -85,7 +102,7 @@ class RequestSpan(ReadableSpan):
     ) -> ReadableSpan:
         context = SpanContext(
             parent.trace_id,
-            self._ids.generate_span_id(),
+            self._tracer.id_generator.generate_span_id(),
             is_remote=False,
             trace_flags=parent.trace_flags,
             trace_state=parent.trace_state,
@@ -101,12 +118,16 @@ class RequestSpan(ReadableSpan):
             **fields,
         )
 
+    def _ns(self, at: float) -> int:
+        """Turn a time of the record into ns since 1970."""
+        return int(at * 1e9) + self._offset_ns
+
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - of any field
         """Make the fields when somebody asks for one: the thread that sends the span.
 
         Several that ask at once make the same.
         """
-        begun: ReadableSpan | None = self.__dict__.get("_begun")
+        begun: BegunSpan | None = self.__dict__.get("_begun")
         if begun is None:
             raise AttributeError(name)
         record = self._record
@@ -114,14 +135,12 @@ class RequestSpan(ReadableSpan):
             f"{record.method} {record.route}" if record.route else begun.name,
             context=begun.context,
             parent=begun.parent,
-            resource=begun.resource,
+            resource=self._tracer.resource,
             attributes={**(begun.attributes or {}), **_http_attributes(record)},
-            events=begun.events,
-            links=begun.links,
-            kind=begun.kind,
-            instrumentation_scope=begun.instrumentation_scope,
-            status=_FAILED if record.failed else begun.status,
-            start_time=begun.start_time,
+            kind=SpanKind.SERVER,
+            instrumentation_scope=self._scope,
+            status=_FAILED if record.failed else _UNSET,
+            start_time=begun.start_ns,
             end_time=self._ns(record.ended_at),
         )
         return object.__getattribute__(self, name)
@@ -137,10 +156,6 @@ class EachSpan(SpanProcessor):
 
     def __init__(self, processor: SpanProcessor) -> None:
         self._processor = processor
-
-    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        """Tell of a span that the tracer has begun."""
-        self._processor.on_start(span, parent_context)
 
     def on_end(self, span: ReadableSpan) -> None:
         """Tell of a span and of those within it."""

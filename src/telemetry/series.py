@@ -51,10 +51,18 @@ class GenerationSeries:
         if kind.request_model:
             self._gen_ai[a.GEN_AI_REQUEST_MODEL.name] = kind.request_model
         error = {a.ERROR_TYPE.name: kind.error} if kind.error else {}
-        self.latency = self._gen_ai | error
-        """The attributes of the generation's latency."""
-        self.finished = self._model | {a.FINISH_REASON.name: kind.finish_reason} | error
-        """The attributes of its end."""
+        self._latency = self._gen_ai | error
+        self._finished = self._model | {a.FINISH_REASON.name: kind.finish_reason} | error
+
+    @cached_property
+    def latency(self) -> FoldedHistogram:
+        """Time from the request's arrival to its end."""
+        return self._instruments.gen_ai_request_duration.at(self._latency)
+
+    @cached_property
+    def finished(self) -> Sum:
+        """Requests that have ended so."""
+        return self._instruments.requests_finished.at(self._finished)
 
     @cached_property
     def first_token(self) -> FoldedHistogram:

@@ -1,7 +1,7 @@
 """A request's spans, made from its record.
 
-The HTTP span begins with the request, so that the sampler is asked and its ids
-are known while it runs; all others are made at the end, from the engine's
+With the request the sampler is asked, and the ids of the HTTP span are drawn, so
+that they are known while it runs; all else is made at the end, from the engine's
 timestamps. Contexts are passed, never attached: a stream's thread changes
 between a ``yield`` and the next.
 """
@@ -9,22 +9,23 @@ between a ``yield`` and the next.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.propagators.textmap import Getter
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.trace import SpanKind
+from opentelemetry.sdk.trace import Tracer as SdkTracer
+from opentelemetry.sdk.trace.sampling import Decision
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
 
 from . import attributes as a
-from .request_span import RequestSpan
+from .request_span import BegunSpan, RequestSpan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from opentelemetry.sdk.trace import Tracer as SdkTracer
-    from opentelemetry.trace import Span, Tracer
+    from opentelemetry.trace import Tracer
 
     from .record import RequestRecord
 
@@ -35,6 +36,14 @@ def _key(header: str) -> str:
     return "HTTP_" + header.upper().replace("-", "_")
 
 
+_FLAGS = {
+    (sampled, is_random): TraceFlags(
+        (TraceFlags.SAMPLED if sampled else TraceFlags.DEFAULT)
+        | (TraceFlags.RANDOM_TRACE_ID if is_random else TraceFlags.DEFAULT)
+    )
+    for sampled in (False, True)
+    for is_random in (False, True)
+}
 _APART_NS = 1_000_000_000
 """Less is the clocks' drift, or a pause between the looks at the two."""
 
@@ -53,6 +62,14 @@ class _Headers(Getter["Mapping[str, Any]"]):
 
 
 _HEADERS = _Headers()
+
+
+def _scope_of(tracer: Tracer) -> InstrumentationScope:
+    """Return what the tracer's own spans would say of where they are from."""
+    if not isinstance(tracer, SdkTracer):
+        return InstrumentationScope("")
+    info = tracer.instrumentation_info
+    return InstrumentationScope(info.name, info.version, info.schema_url)
 
 
 class SpanWriter:
@@ -76,6 +93,7 @@ class SpanWriter:
             wall_ns: The time of day, ns since 1970.
         """
         self._tracer = tracer
+        self._scope = _scope_of(tracer)
         self._wall_ns = wall_ns
         self._follows = epoch_offset_ns is None
         self._offset_ns = epoch_offset_ns or 0
@@ -83,40 +101,48 @@ class SpanWriter:
         self._carriers = frozenset(map(_key, propagate.get_global_textmap().fields))
         """Where a caller's trace may be in a WSGI environment."""
 
-    def begin(self, environ: Mapping[str, Any], method: str, at: float) -> tuple[Span, Context]:
-        """Start the span of an HTTP request; it continues the caller's trace.
+    def begin(self, environ: Mapping[str, Any], method: str, at: float) -> BegunSpan:
+        """Begin the span of an HTTP request; it continues the caller's trace.
 
-        Returns:
-            The span, and a context with it for what belongs to the request.
+        As ``Tracer.start_span()`` would, less the object that one could add things to meanwhile:
+        the sampler decides, the ids are drawn, and all else is made at the end.
         """
         self._follow()
-        parent = Context()
+        outer, parent = Context(), None
         if not self._carriers.isdisjoint(environ):
-            parent = propagate.extract(environ, context=parent, getter=_HEADERS)
-        span = self._tracer.start_span(
-            method,
-            context=parent,
-            kind=SpanKind.SERVER,
-            attributes={
-                a.HTTP_METHOD.name: method,
-                "url.scheme": environ.get("wsgi.url_scheme", ""),
-            },
-            start_time=self._ns(at),
+            outer = propagate.extract(environ, context=outer, getter=_HEADERS)
+            caller = trace.get_current_span(outer).get_span_context()
+            parent = caller if caller.is_valid else None
+        tracer = self._tracer
+        if not isinstance(tracer, SdkTracer):  # telemetry is switched off
+            return BegunSpan(method, parent or trace.INVALID_SPAN_CONTEXT)
+        ids = tracer.id_generator
+        trace_id = parent.trace_id if parent else ids.generate_trace_id()
+        attributes = {
+            a.HTTP_METHOD.name: method,
+            "url.scheme": environ.get("wsgi.url_scheme", ""),
+        }
+        sampled = tracer.sampler.should_sample(
+            outer, trace_id, method, SpanKind.SERVER, attributes, ()
         )
-        return span, trace.set_span_in_context(span, parent)
+        is_random = parent.trace_flags.random_trace_id if parent else ids.is_trace_id_random()
+        context = SpanContext(
+            trace_id,
+            ids.generate_span_id(),
+            is_remote=False,
+            trace_flags=_FLAGS[sampled.decision is Decision.RECORD_AND_SAMPLE, bool(is_random)],
+            trace_state=sampled.trace_state,
+        )
+        return BegunSpan(
+            method, context, parent, self._ns(at), sampled.attributes,
+            is_recording=sampled.decision is not Decision.DROP,
+        )  # fmt: skip
 
-    def finish(self, span: Span, record: RequestRecord) -> None:
+    def finish(self, begun: BegunSpan, record: RequestRecord) -> None:
         """Hand a request's spans to the processors, as one :class:`RequestSpan`."""
-        if isinstance(span, ReadableSpan) and span.is_recording():
-            # Instead of span.end(), which would check and copy all of it.
-            tracer = cast("SdkTracer", self._tracer)
-            offset_ns = (span.start_time or 0) - int(record.started_at * 1e9)
-            whole = RequestSpan(
-                span, record, lambda at: int(at * 1e9) + offset_ns, tracer.id_generator
-            )
-            tracer.span_processor.on_end(whole)
-        else:
-            span.end()
+        tracer = self._tracer
+        if begun.is_recording and isinstance(tracer, SdkTracer):
+            tracer.span_processor.on_end(RequestSpan(begun, record, tracer, self._scope))
 
     def _follow(self) -> None:
         """Take the offset anew where the time of day went elsewhere."""
