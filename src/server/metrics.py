@@ -80,7 +80,7 @@ class _Metrics:
             self._key,
             authorization=environ.get("HTTP_AUTHORIZATION", ""),
             address=environ.get("REMOTE_ADDR", ""),
-            forwarded=not _FORWARDED.isdisjoint(environ),
+            forwarded=not environ.keys().isdisjoint(_FORWARDED),
         )
 
 

@@ -103,7 +103,9 @@ class MetricsCollector:
         """Record a generation request's latency in ms; raises ValueError where it is negative."""
         if not latency_ms >= 0:
             raise ValueError(f"a latency cannot be {latency_ms} ms")
-        self.take_latency(latency_ms / 1000.0, self._instruments.gen_ai_request_duration.at({}))
+        if self._tracks_latency:
+            series = self._instruments.gen_ai_request_duration.at({})
+            self.take_latency(latency_ms / 1000.0, series)
 
     def take_latency(
         self, seconds: float, series: FoldedHistogram, mark: SpanContext | None = None

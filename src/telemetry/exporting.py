@@ -81,6 +81,7 @@ class LogQueue(LogRecordProcessor):
 
     def __init__(self, exporter: LogRecordExporter, losses: Losses, limits: BatchLimits) -> None:
         self._exporter = exporter
+        self._losses = losses
         self._batcher = Batcher[Any](self._export, signal="logs", losses=losses, limits=limits)
         self._batch: list[ReadableLogRecord] = []
         """What is to be sent now."""
@@ -122,10 +123,13 @@ class LogQueue(LogRecordProcessor):
         self._batch = []
         for emit in Unhurried(lines, self._batcher.is_urgent):
             emit()
-        return (
-            self._exporter.export(Unhurried(self._batch, self._batcher.is_urgent))
-            is LogRecordExportResult.SUCCESS
-        )
+        records, self._batch = self._batch, []
+        if records:
+            sent = self._exporter.export(Unhurried(records, self._batcher.is_urgent))
+            if sent is not LogRecordExportResult.SUCCESS:
+                return False
+        self._losses.add("logs", "export_failed", len(lines) - len(records))
+        return True
 
 
 class MetricSender(PeriodicExportingMetricReader):

@@ -44,7 +44,7 @@ def configure_log(
     if style == "auto":
         style = "console" if target.isatty() else "json"
     handler = logging.StreamHandler(target)
-    formatter = _JsonFormatter if style == "json" else _Formatter
+    formatter = _JsonFormatter if style == "json" else structlog.stdlib.ProcessorFormatter
     handler.setFormatter(
         formatter(
             foreign_pre_chain=[
@@ -69,17 +69,7 @@ def configure_log(
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)
 
 
-class _Formatter(structlog.stdlib.ProcessorFormatter):
-    """Sees the fields of access lines, too."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
-        if isinstance(record, RequestLogRecord):
-            record.expand()
-        return super().format(record)
-
-
-class _JsonFormatter(_Formatter):
+class _JsonFormatter(structlog.stdlib.ProcessorFormatter):
     """Writes access lines without the steps that only other lines need."""
 
     def format(self, record: logging.LogRecord) -> str:

@@ -37,7 +37,7 @@ class _Statm:
         self._page = resource.getpagesize()
         self._buffer = ctypes.create_string_buffer(_LONGEST)
         self._pread = ctypes.PyDLL(None).pread
-        self._pread.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_long)
+        self._pread.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_long)
         self._pread.restype = ctypes.c_ssize_t
 
     def size(self) -> int:

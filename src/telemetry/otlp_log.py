@@ -88,14 +88,18 @@ class OtlpLogHandler(logging.Handler):
 
 
 def _settled(record: logging.LogRecord) -> logging.LogRecord:
-    """Return it without what may change, or would be kept alive, until it is sent."""
-    if not (record.args or record.exc_info):
+    """Return it without what may change, or would keep other things alive, until it is sent."""
+    if isinstance(record, RequestLogRecord):
         return record
     settled = copy.copy(record)
     settled.msg, settled.args = record.getMessage(), None
-    if record.exc_info and record.exc_info[0]:
-        vars(settled)["exception.type"] = record.exc_info[0].__name__
     settled.exc_info = None
+    fields = vars(settled)
+    for name, value in vars(record).items():
+        if name not in _STANDARD and not isinstance(value, int | float):
+            fields[name] = str(value)
+    if record.exc_info and record.exc_info[0]:
+        fields["exception.type"] = record.exc_info[0].__name__
     return settled
 
 
@@ -110,11 +114,9 @@ def _severity(level: int) -> SeverityNumber:
 
 
 def _attributes(record: logging.LogRecord) -> dict[str, Any]:
-    if isinstance(record, RequestLogRecord):
-        record.expand()
     return {
         name: _field(record, value)
-        for name, value in tuple(vars(record).items())  # another thread may expand it now
+        for name, value in vars(record).items()
         if name not in _STANDARD and not name.startswith("_")
     }
 

@@ -145,10 +145,11 @@ def _line(record: RequestRecord, trace_ids: TraceIds) -> RequestLine:
             "prompt_tokens": engine.prompt_tokens,
             "cached_tokens": engine.cached_tokens,
             "completion_tokens": engine.completion_tokens,
-            "first_token_seconds": round(record.first_token_seconds, _DIGITS),
         }
-        if engine.prefill_at:
-            fields["queue_seconds"] = round(engine.prefill_at - engine.accepted_at, _DIGITS)
+        if first_token := round(record.first_token_seconds, _DIGITS):
+            fields["first_token_seconds"] = first_token
+        if engine.prefill_at and (queue := round(engine.prefill_at - engine.accepted_at, _DIGITS)):
+            fields["queue_seconds"] = queue
     return RequestLine(
         request_id=record.request_id,
         trace_id=trace_ids[0],

@@ -19,9 +19,10 @@ _requests = logging.getLogger(REQUESTS)
 
 
 class RequestLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the log says about one finished request. Zeros and empty fields are left out.
+    """What the log says about one finished request, in the line's order.
 
-    Its order is that of the line. Times have four digits there.
+    Fields that say nothing are left out: those that are their defaults, the very objects. A zero
+    that was computed is another one, so whoever makes a line leaves that out.
     """
 
     request_id: str
@@ -61,10 +62,7 @@ class RequestLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class RequestLogRecord(logging.LogRecord):
-    """What :mod:`logging` hands to the handlers. The fields are its attributes when one asks for any.
-
-    To set 17 attributes takes longer than to write the line.
-    """
+    """What :mod:`logging` hands to the handlers: the line, and its fields as attributes."""
 
     __slots__ = ("_line",)  # no field, so not among the others
 
@@ -72,26 +70,16 @@ class RequestLogRecord(logging.LogRecord):
         """Carry ``line``."""
         super().__init__(REQUESTS, line.level, "", 0, _EVENT, (), None)
         self._line = line
+        vars(self).update(msgspec.to_builtins(line))
 
     def json(self, timestamp: str) -> str:
-        """Return the line as JSON.
+        """Return the line as JSON, straight from what it was made of.
 
         Raises:
             UnicodeEncodeError: It has half a surrogate pair in it.
         """
         head = f'{{"event":"{_EVENT}","level":"{self.levelname.lower()}","logger":"{REQUESTS}",'
         return f'{head}{msgspec.json.encode(self._line).decode()[1:-1]},"timestamp":"{timestamp}"}}'
-
-    def expand(self) -> None:
-        """Make the fields attributes of the record, for who looks through all of them."""
-        vars(self).update(msgspec.to_builtins(self._line))
-
-    def __getattr__(self, name: str) -> object:
-        """Find a field; one that says nothing is no attribute, as with lines that are not there."""
-        fields = {} if name == "_line" else msgspec.to_builtins(self._line)
-        if name not in fields:
-            raise AttributeError(name)
-        return fields[name]
 
 
 def log_request(line: RequestLine) -> None:

@@ -18,7 +18,8 @@ from . import attributes as a
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from opentelemetry.sdk.trace import Tracer
+    from opentelemetry.context import Context
+    from opentelemetry.sdk.trace import Span, Tracer
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
     from opentelemetry.util.types import AttributeValue
 
@@ -156,6 +157,10 @@ class EachSpan(SpanProcessor):
 
     def __init__(self, processor: SpanProcessor) -> None:
         self._processor = processor
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """Tell of a span that the tracer has begun, which those of requests are not."""
+        self._processor.on_start(span, parent_context)
 
     def on_end(self, span: ReadableSpan) -> None:
         """Tell of a span and of those within it."""

@@ -65,7 +65,7 @@ _HEADERS = _Headers()
 
 
 def _scope_of(tracer: Tracer) -> InstrumentationScope:
-    """Return what the tracer's own spans would say of where they are from."""
+    """Return what the tracer's own spans would say of where they are from, less attributes of it."""
     if not isinstance(tracer, SdkTracer):
         return InstrumentationScope("")
     info = tracer.instrumentation_info
@@ -104,12 +104,13 @@ class SpanWriter:
     def begin(self, environ: Mapping[str, Any], method: str, at: float) -> BegunSpan:
         """Begin the span of an HTTP request; it continues the caller's trace.
 
-        As ``Tracer.start_span()`` would, less the object that one could add things to meanwhile:
-        the sampler decides, the ids are drawn, and all else is made at the end.
+        As ``Tracer.start_span()`` would, less the object that one could add things to meanwhile,
+        the SDK's limits of attributes, and ``on_start()`` of processors: the sampler decides, the
+        ids are drawn, and all else is made at the end.
         """
         self._follow()
         outer, parent = Context(), None
-        if not self._carriers.isdisjoint(environ):
+        if not environ.keys().isdisjoint(self._carriers):
             outer = propagate.extract(environ, context=outer, getter=_HEADERS)
             caller = trace.get_current_span(outer).get_span_context()
             parent = caller if caller.is_valid else None

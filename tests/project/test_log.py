@@ -77,6 +77,7 @@ def test_handlers_of_others_see_the_fields(caplog: pytest.LogCaptureFixture) -> 
         log_request(LINE)
     (record,) = caplog.records
     assert (200, "starter") == (getattr(record, "status"), getattr(record, "model"))  # noqa: B009
+    assert {"status", "prompt_tokens"} <= vars(record).keys()
     assert not hasattr(record, "error_code")
     assert "request" == record.getMessage()
 
