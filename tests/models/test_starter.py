@@ -22,7 +22,7 @@ from mlx_pharos.engine.models import starter
 from mlx_pharos.engine.models.loading import load_model
 from mlx_pharos.engine.models.pull import pull
 from mlx_pharos.engine.models.source import classify
-from mlx_pharos.engine.models.starter import pull_starter
+from mlx_pharos.engine.models.starter import pull_starter, received
 from mlx_pharos.engine.models.store import Store, sha256_of
 from mlx_pharos.resilience.error_handler import ErrorHandler
 from mlx_pharos.resilience.errors import ModelError, NetworkError
@@ -305,6 +305,27 @@ def test_an_index_without_the_package_is_asked_once(
 
     assert not isinstance(raised.value, NetworkError)
     assert 1 == server.asked
+
+
+def test_progress_survives_folders_that_come_and_go(tmp_path: Path) -> None:
+    """The installer makes and removes folders of its own while one looks how far it is."""
+    done = threading.Event()
+
+    def come_and_go() -> None:
+        while not done.is_set():
+            folder = tmp_path / "pip-unpack" / "inner"
+            folder.mkdir(parents=True)
+            (folder / "some.whl").write_bytes(b"1234567")
+            shutil.rmtree(tmp_path / "pip-unpack")
+
+    pip = threading.Thread(target=come_and_go)
+    pip.start()
+    try:
+        seen = {received(tmp_path) for _ in range(3000)}
+    finally:
+        done.set()
+        pip.join()
+    assert {0, 7} >= seen
 
 
 def test_progress_is_drawn_without_what_pip_says(

