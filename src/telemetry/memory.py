@@ -27,7 +27,7 @@ class _Statm:
 
     To open it anew takes five system calls, and after each of Python's calls a busy server's other
     threads may have the interpreter for a while: those who ask for figures wait for that. So it is
-    read with the interpreter kept (:class:`ctypes.PyDLL`), for the microsecond that it takes. Of one
+    read with the interpreter kept (:class:`ctypes.PyDLL`), for the few microseconds that it takes. Of one
     thread at a time.
     """
 

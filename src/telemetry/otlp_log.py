@@ -46,7 +46,7 @@ class OtlpLogHandler(logging.Handler):
 
     The SDK's own handler is deprecated, and puts the source file's path and the
     text of exceptions into each record. It also makes the record in the thread
-    that logs, which takes longer than all else that the end of a request does.
+    that logs, which takes about as long as all else that the end of a request does.
     """
 
     def __init__(self, provider: LoggerProvider, queue: LogQueue) -> None:
