@@ -2,8 +2,8 @@
 
 Three kinds, by who does what when:
 
-* recorded: an attribute here; :meth:`add` or :meth:`record` once per finished request, in plain
-  numbers (:mod:`.totals`);
+* recorded: an attribute here; a series of it (``at``) is added to or folded into once per finished
+  request, in plain numbers (:mod:`.totals`);
 * folded: an attribute here; :meth:`FoldedHistogram.fold` once per engine step;
 * observed: no attribute; :meth:`Instruments.observe` says where the number is, and
   each collection reads it there.

@@ -2,8 +2,7 @@
 
 The SDK hashes the attributes again for every reader: 15 to 25 µs per value.
 Here the hash is one of a small set, the numbers are plain, and the readers ask
-for them at collection. Both classes have the signatures of OpenTelemetry's
-instruments.
+for them at collection.
 """
 
 from __future__ import annotations
@@ -11,14 +10,10 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry import trace
-
 from .reading import Reading
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from opentelemetry.context import Context
 
     from .catalog import Instrument
     from .folded import FoldedHistogram, FoldedSet
@@ -39,12 +34,7 @@ class Total:
         self._lock = threading.Lock()
         self._sums: dict[_Key, float] = {}
 
-    def add(
-        self,
-        amount: float,
-        attributes: Mapping[str, str] | None = None,
-        context: Context | None = None,  # noqa: ARG002 - a sum has no exemplars
-    ) -> None:
+    def add(self, amount: float, attributes: Mapping[str, str] | None = None) -> None:
         """Add to the sum of these attributes; a total never falls, so nothing below zero."""
         self._add(amount, frozenset(attributes.items()) if attributes else frozenset())
 
@@ -85,16 +75,6 @@ class FoldedFamily:
         self._folded = folded
         self._lock = threading.Lock()
         self._series: dict[_Key, FoldedHistogram] = {}
-
-    def record(
-        self,
-        value: float,
-        attributes: Mapping[str, str | int] | None = None,
-        context: Context | None = None,
-    ) -> None:
-        """Count a value; the span of ``context`` is an example of it, where there is one."""
-        mark = trace.get_current_span(context).get_span_context() if context else None
-        self.at(attributes or {}).fold(value, mark=mark)
 
     def at(self, attributes: Mapping[str, str | int]) -> FoldedHistogram:
         """Return the series of these attributes. It shows from now on, also while it is empty."""

@@ -17,6 +17,7 @@ from support.books import MINE, SERVER, Books, seconds, seconds_until
 from support.client import wait_until
 from support.collector import attributes_of
 from support.stage import Stage, set_stage
+from support.table import side_by_side
 from support.traffic import REFUSALS
 
 if TYPE_CHECKING:
@@ -167,19 +168,24 @@ def test_every_end_is_met(books: Books) -> None:
 
 
 def test_every_end_is_counted_once_everywhere(books: Books) -> None:
-    """Ends by reason and error: clients = scrape = OTLP = spans = access log."""
+    """Ends by reason and error: clients = scrape = OTLP = spans = access log. Prints them side by
+    side, for `pytest -rP`.
+    """
     seen = Counter({key: count for key, count in books.traffic.finished().items() if count})
     keys = ("finish_reason", "error.type")
     labels = ("finish_reason", "error_type")
-    assert seen == books.series(
-        "pharos_requests_finished", *labels, name="pharos_requests_finished_total"
-    )
-    assert seen == books.pushed("pharos.requests.finished", *keys)
-    generation = [attributes_of(span) for span, _ in books.generations()]
-    assert seen == Counter(tuple(each.get(key, "") for key in keys) for each in generation)
-    assert seen == Counter(
-        (line["finish_reason"], _error_of(line)) for line in books.lines if "finish_reason" in line
-    )
+    total = "pharos_requests_finished_total"
+    generations = [attributes_of(span) for span, _ in books.generations()]
+    lines = [line for line in books.lines if "finish_reason" in line]
+    columns = {
+        "clients": seen,
+        "/metrics": books.series("pharos_requests_finished", *labels, name=total),
+        "OTLP": books.pushed("pharos.requests.finished", *keys),
+        "spans": Counter(tuple(each.get(key, "") for key in keys) for each in generations),
+        "log": Counter((line["finish_reason"], _error_of(line)) for line in lines),
+    }
+    print(side_by_side(columns))  # noqa: T201 - for whoever wants to see it
+    assert dict.fromkeys(columns, seen) == columns
     assert sum(seen.values()) == books.legacy["throughput"]["total_requests"]
 
 

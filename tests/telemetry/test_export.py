@@ -63,7 +63,7 @@ def test_everything_arrives() -> None:
         telemetry = _telemetry(target.endpoint)
         telemetry.tracer.start_span("work", attributes={"a": 1}).end()
         telemetry.instruments.tokens.add(3, {"model": "tiny", "type": "output"})
-        telemetry.instruments.queue_duration.record(0.2, {"model": "tiny"})
+        telemetry.instruments.queue_duration.at({"model": "tiny"}).fold(0.2)
         telemetry.instruments.inter_token.fold(0.03, 4)
         assert telemetry.shutdown()
         metrics = target.metrics()
@@ -179,7 +179,7 @@ def test_explicit_buckets_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> N
     with collector() as target:
         with _telemetry(target.endpoint) as telemetry:
             telemetry.instruments.inter_token.fold(0.5)
-            telemetry.instruments.gen_ai_request_duration.record(0.5)
+            telemetry.instruments.gen_ai_request_duration.at({}).fold(0.5)
         for name in ("pharos.inter_token.duration", "gen_ai.server.request.duration"):
             (point,) = target.metrics()[name].histogram.data_points
             assert 1 == point.count

@@ -9,8 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from opentelemetry import trace
-from opentelemetry.metrics import Histogram
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.openmetrics.parser import (
@@ -71,8 +69,8 @@ def _use_all(instruments: Instruments) -> None:
             reading = Reading(value, values)
             instruments.observe(name, lambda reading=reading: [reading])
     for made in vars(instruments).values():
-        if isinstance(made, Histogram | FoldedFamily):
-            made.record(0.3, _values(made.name))  # type: ignore[union-attr]
+        if isinstance(made, FoldedFamily):
+            made.at(_values(made.name)).fold(0.3)
         elif isinstance(made, Total):
             made.add(2, _values(made.name))
         elif isinstance(made, FoldedHistogram):
@@ -115,7 +113,7 @@ def test_a_histogram_counts_and_sums(telemetry: Telemetry) -> None:
     """Buckets are cumulative, a value on a bound is in that bucket, folded ones as well."""
     histogram = telemetry.instruments.queue_duration
     for value in (0.25, 0.26, 5000.0):
-        histogram.record(value, {"model": "b"})
+        histogram.at({"model": "b"}).fold(value)
     samples = _samples(telemetry.prometheus.scrape()[0])
     base = "pharos_request_queue_duration_seconds"
     counts = {
@@ -133,10 +131,9 @@ def test_a_histogram_counts_and_sums(telemetry: Telemetry) -> None:
 def test_exemplars_name_the_trace(telemetry: Telemetry) -> None:
     """A latency bucket names a trace that fell into it, also in the scrapes after the first."""
     span = telemetry.tracer.start_span("request")
-    context = trace.set_span_in_context(span)
-    telemetry.instruments.gen_ai_request_duration.record(
-        0.7, _values("gen_ai.server.request.duration"), context=context
-    )
+    values = _values("gen_ai.server.request.duration")
+    series = telemetry.instruments.gen_ai_request_duration.at(values)
+    series.fold(0.7, mark=span.get_span_context())
     expected = f"{span.get_span_context().trace_id:032x}"
     for _ in range(2):
         text, _ = telemetry.prometheus.scrape(OPEN)
@@ -181,8 +178,8 @@ def test_an_unsampled_trace_is_no_exemplar(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
     spans = SimpleSpanProcessor(InMemorySpanExporter())
     with Telemetry(TelemetryOptions(model="tiny"), span_processors=[spans]) as telemetry:
-        context = trace.set_span_in_context(telemetry.tracer.start_span("request"))
-        telemetry.instruments.queue_duration.record(0.7, {"model": "tiny"}, context=context)
+        mark = telemetry.tracer.start_span("request").get_span_context()
+        telemetry.instruments.queue_duration.at({"model": "tiny"}).fold(0.7, mark=mark)
         assert "trace_id" not in telemetry.prometheus.scrape(OPEN)[0]
 
 
@@ -224,7 +221,7 @@ def test_concurrent_scrapes_are_whole(telemetry: Telemetry) -> None:
 
     def record() -> None:
         while not stop.is_set():
-            telemetry.instruments.queue_duration.record(0.2, {"model": "tiny"})
+            telemetry.instruments.queue_duration.at({"model": "tiny"}).fold(0.2)
             telemetry.instruments.inter_token.fold(0.02)
 
     def scrape(_number: int) -> list[float]:
@@ -271,11 +268,10 @@ def test_a_source_that_fails_is_left_out(
 
 def test_a_scrape_brings_what_was_counted_since_the_last_one(telemetry: Telemetry) -> None:
     """Lines that were kept are written anew once something was counted, with its example."""
-    histogram, values = telemetry.instruments.queue_duration, {"model": "tiny"}
+    histogram = telemetry.instruments.queue_duration.at({"model": "tiny"})
     before = [telemetry.prometheus.scrape(OPEN)[0] for _ in range(2)]
     assert before[0] == before[1]
-    context = trace.set_span_in_context(telemetry.tracer.start_span("request"))
-    histogram.record(0.3, values, context=context)
+    histogram.fold(0.3, mark=telemetry.tracer.start_span("request").get_span_context())
     text = telemetry.prometheus.scrape(OPEN)[0]
     changed = set(text.splitlines()) - set(before[0].splitlines())
     name = "pharos_request_queue_duration_seconds"
@@ -291,9 +287,8 @@ def test_10000_invented_values_make_no_series(telemetry: Telemetry) -> None:
     draw = random.Random(3)
     for number in range(10_000):
         text = "".join(draw.choices('aZ0"\\\n{}é\x00', k=12)) + str(number)
-        telemetry.instruments.http_request_duration.record(
-            0.1, {a.HTTP_METHOD.name: a.HTTP_METHOD.close(text)}
-        )
+        method = a.HTTP_METHOD.close(text)
+        telemetry.instruments.http_request_duration.at({a.HTTP_METHOD.name: method}).fold(0.1)
         model = a.close_model(text, ("tiny",))
         telemetry.instruments.tokens.add(1, {a.MODEL.name: model, a.TOKEN_TYPE.name: "output"})
     text, _ = telemetry.prometheus.scrape()
@@ -335,8 +330,8 @@ def test_vllm_names_are_optional() -> None:
         tokens.add(10, {"model": "tiny", "type": "input_computed"})
         tokens.add(30, {"model": "tiny", "type": "input_cached"})
         tokens.add(7, {"model": "tiny", "type": "output"})
-        telemetry.instruments.request_tokens.record(7, {"model": "tiny", "type": "output"})
-        telemetry.instruments.gen_ai_request_duration.record(0.2, {"gen_ai.request.model": "tiny"})
+        telemetry.instruments.request_tokens.at({"model": "tiny", "type": "output"}).fold(7)
+        telemetry.instruments.gen_ai_request_duration.at({"gen_ai.request.model": "tiny"}).fold(0.2)
         for accept in ("", OPEN):
             text, _ = telemetry.prometheus.scrape(accept)
             samples = _samples(text, openmetrics=bool(accept))

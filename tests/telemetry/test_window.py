@@ -36,8 +36,8 @@ class _Clocked:
     def record(self, seconds: float, error: str = "") -> None:
         """Record a request as the recorder does."""
         self.reader.advance()
-        self._latency.record(seconds, {"error.type": error} if error else {"model": "m"})
-        self._other.record(1e9)
+        self._latency.at({"error.type": error} if error else {"model": "m"}).fold(seconds)
+        self._other.at({}).fold(1e9)
         self.reader.count()
 
 
