@@ -18,7 +18,7 @@ from ..resilience.errors import BodyTooLargeError, InvalidRequestError, MediaTyp
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-__all__ = ["parse_json_object", "read_json_object", "shown"]
+__all__ = ["parse_json_object", "read_json_object", "shown", "too_large"]
 
 _MAX_DEPTH = 32
 """A chat request needs 5 levels; metadata and schemas of tools some more."""

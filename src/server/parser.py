@@ -1,7 +1,8 @@
 """waitress' parser of requests, made strict: what two parsers could read differently is refused.
 
-What can be refused at the headers is refused there, so that a body that nobody
-will read is never waited for. Runs in the I/O thread.
+What can be refused at the headers is refused there, so that a large body that
+nobody will read is never waited for. Runs in the I/O thread: whatever is looked
+for in a request has to be found in a time that grows with its length and no faster.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from typing import TYPE_CHECKING
 
 from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.receiver import ChunkedReceiver
-from waitress.utilities import BadRequest, Error, RequestEntityTooLarge, RequestHeaderFieldsTooLarge
+from waitress.utilities import BadRequest, Error, RequestHeaderFieldsTooLarge
 
-from ..resilience.errors import AuthenticationError, StorageFullError
+from ..resilience.errors import AuthenticationError, BodyTooLargeError, StorageFullError
 from .auth import check_api_key
+from .gate import GENERATION_PATHS
+from .json_body import too_large
 from .operation import METRICS_PATHS
 from .refusal import Refusal, refusal_of
 
@@ -33,6 +36,11 @@ _CODINGS = re.compile(rb"\r\ntransfer-encoding[ \t]*:[ \t]*([^\r\n]*)", re.IGNOR
 _BARE = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 """A line feed without its carriage return, or the other way round."""
 _FOLD = re.compile(rb"\r\n[ \t]")
+_LINE = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+ [^ ]+(?: HTTP/[0-9]\.[0-9])?")
+"""A request's first line. waitress looks for an address in it, and where the line's end is wrong it
+tries all of the places where one could end: 16 KB take most of a minute."""
+_PADDING = re.compile(rb"\n([^:\n]*:)[ \t]{2,}")
+"""What stands before a header's value: waitress splits it in all ways; 64 KB take half a minute."""
 _HOSTS = re.compile(rb"\r\nhost[ \t]*:", re.IGNORECASE)
 _MARKS = re.compile(rb"\r\n(x-request-id|traceparent)[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE)
 """By what clients know their requests."""
@@ -42,6 +50,10 @@ _UNREAD = "_OTHER"
 """The method where none could be read; WSGI wants one."""
 _TRAILER = 8192
 """Bytes of headers behind a chunked body, which nobody reads."""
+_MOST_HEADERS = 200
+"""Lines. waitress copies what it has of a header for each that has the same name."""
+_SMALL_BODY = 65536
+"""Bytes of a body that no route reads, which clients may send all the same."""
 _STORAGE_SECONDS = 10.0
 """Who has to make room needs a moment."""
 
@@ -124,8 +136,10 @@ class Parser(HTTPRequestParser):
             message = "The server has no room to hold the body now. Retry later, or send less."
             self.error = Refusal(StorageFullError(message, retry_after=_STORAGE_SECONDS))
             consumed = len(data)
-        if in_headers and self.headers_finished and self.body_rcv is not None and not self.error:
-            self.error = self._refusal()
+        if self.headers_finished and self.body_rcv is not None and not self.error:
+            self.error = self._refusal() if in_headers else None
+            if self.error is None and len(self.body_rcv) > self._body_limit:
+                self.error = self._too_large()
         if self.error:
             self._refuse(self.error)
             if in_headers:
@@ -143,15 +157,10 @@ class Parser(HTTPRequestParser):
 
     def parse_header(self, header_plus: bytes) -> None:
         """Parse the header block; raises ``ParsingError`` on anything dubious."""
+        _check_syntax(header_plus)
         codings = _CODINGS.findall(header_plus)
-        if codings and (len(codings) > 1 or codings[0].strip().lower() != b"chunked"):
-            message = "Transfer-Encoding must be 'chunked', once, or be left out"
-            raise ParsingError(message)
-        if _FOLD.search(header_plus):
-            message = "A header must not go on in the next line"
-            raise ParsingError(message)
         try:
-            super().parse_header(header_plus)
+            super().parse_header(_PADDING.sub(rb"\n\1 ", header_plus))
         except ValueError:
             # An IPv6 address without its end, or a Content-Length of thousands of digits.
             message = "The request line or Content-Length cannot be read"
@@ -161,10 +170,7 @@ class Parser(HTTPRequestParser):
             raise ParsingError(message)
         if codings and self.body_rcv is not None:
             self.body_rcv = Chunks(self.body_rcv.getbuf())
-        parsed = vars(self)
-        if parsed["proxy_scheme"]:
-            # A target with a host of its own: that one counts, and the header does not.
-            parsed["headers"]["HOST"] = parsed["proxy_netloc"]
+        self._take_target()
         hosts = len(_HOSTS.findall(header_plus))
         if hosts > 1 or (self.version == "1.1" and not hosts):
             message = "The header Host must be there once"
@@ -172,6 +178,17 @@ class Parser(HTTPRequestParser):
         if not codings and self.content_length == 0:
             # waitress would answer "100 Continue" and wait for a body that never comes.
             self.expect_continue = False
+
+    def _take_target(self) -> None:
+        """Take the target's host for the header's, where it has one, and its many slashes for one.
+
+        As whoever stands in front has to read it, and as the environment will have it.
+        """
+        parsed = vars(self)
+        if parsed["proxy_scheme"]:
+            parsed["headers"]["HOST"] = parsed["proxy_netloc"]
+        if self.path.startswith("/"):
+            self.path = "/" + self.path.lstrip("/")
 
     def _refuse(self, error: Error) -> None:
         if isinstance(error, RequestHeaderFieldsTooLarge):
@@ -194,13 +211,43 @@ class Parser(HTTPRequestParser):
         for key, values in found.items():
             headers[key.decode()] = b", ".join(values).decode("latin-1")
 
+    @property
+    def _body_limit(self) -> int:
+        """How many bytes the body may have."""
+        reads = self.command == "POST" and self.path in GENERATION_PATHS
+        return self._options.max_body_bytes if reads else _SMALL_BODY
+
+    def _too_large(self) -> Error:
+        limit = self._body_limit
+        if limit == self._options.max_body_bytes:
+            return Refusal(too_large(limit))
+        message = f"No body of more than {limit} bytes is read here. Send it to a route that does."
+        return Refusal(BodyTooLargeError(message))
+
     def _refusal(self) -> Error | None:
         """Return what is wrong with a request whose body has yet to come."""
-        if self.content_length > self._options.max_body_bytes:
-            return RequestEntityTooLarge("declared")
+        if self.content_length > self._body_limit:
+            return self._too_large()
         if self.path.startswith("/v1/") and self.path not in METRICS_PATHS:
             try:
                 check_api_key(self.headers.get("AUTHORIZATION", ""), self._options.api_keys)
             except AuthenticationError as error:
                 return Refusal(error)
         return None
+
+
+def _check_syntax(header_plus: bytes) -> None:
+    """Raise ``ParsingError`` where a header block is not what all parsers would take for the same."""
+    codings = _CODINGS.findall(header_plus)
+    if codings and (len(codings) > 1 or codings[0].strip().lower() != b"chunked"):
+        message = "Transfer-Encoding must be 'chunked', once, or be left out"
+        raise ParsingError(message)
+    if header_plus.count(b"\r\n") > _MOST_HEADERS:
+        message = f"A request must not have more than {_MOST_HEADERS} headers"
+        raise ParsingError(message)
+    if _FOLD.search(header_plus):
+        message = "A header must not go on in the next line"
+        raise ParsingError(message)
+    if not _LINE.fullmatch(header_plus.partition(b"\r\n")[0].rstrip()):
+        message = "The request line must be a method, a target and a version"
+        raise ParsingError(message)

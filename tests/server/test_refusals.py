@@ -62,6 +62,12 @@ CASES = {
     "long body": Case(
         f"{POST}Content-Length: 99999999\r\n", 413, "body_too_large", "POST", CHAT
     ),
+    "body for a probe": Case(
+        f"POST{LIVE.removeprefix('GET')}Content-Length: 65537\r\n", 413, "body_too_large", "POST"
+    ),
+    "many slashes": Case(
+        f"{POST.replace('/v1', '//v1')}Content-Length: 9\r\n", 401, "invalid_api_key", "POST", CHAT
+    ),
     "wrong key": Case(
         f"{POST}Content-Length: 9\r\nAuthorization: Bearer x\r\n", 401, "invalid_api_key", "POST", CHAT
     ),

@@ -25,6 +25,34 @@ HEADS = {
         b"GET /livez HTTP/1.1\r\nHost: localhost\r\nA: " + b"a" * 70_000 + b"\r\n\r\n",
         400,
     ),
+    "long padding": (
+        b"GET /livez HTTP/1.1\r\nHost: localhost\r\nA:" + b" " * 60_000 + b"a\r\n\r\n",
+        200,
+    ),
+    "long padding of tabs": (
+        b"GET /livez HTTP/1.1\r\nHost:" + b" \t" * 30_000 + b"localhost\r\n\r\n",
+        200,
+    ),
+    "long address": (b"GET a://" + b"1" * 60_000 + b" X\r\nHost: localhost\r\n\r\n", 400),
+    "long target": (b"GET /" + b"a:" * 30_000 + b" HTTP/11\r\nHost: localhost\r\n\r\n", 400),
+    "long method": (b"A" * 60_000 + b"\r\nHost: localhost\r\n\r\n", 400),
+    "many headers": (
+        b"GET /livez HTTP/1.1\r\nHost: localhost\r\n" + b"A: b\r\n" * 300 + b"\r\n",
+        400,
+    ),
+    "large body for a probe": (
+        b"POST /livez HTTP/1.1\r\nHost: localhost\r\nContent-Length: 70000\r\n\r\nx",
+        400,
+    ),
+    "large body for no route": (
+        b"POST //v1/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: 70000\r\n\r\nx",
+        400,
+    ),
+    "large chunk for a probe": (
+        b"POST /livez HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n11170\r\n"
+        + b"a" * 70_000,
+        400,
+    ),
     "length and chunks": (
         b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         400,
@@ -109,4 +137,4 @@ HEADS = {
         400,
     ),
 }
-"""By what is odd about them: the bytes, and the status; 400 stands for 431, too."""
+"""By what is odd about them: the bytes, and the status; 400 stands for 413 and 431, too."""
