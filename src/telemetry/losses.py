@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from .attributes import DROP_REASON, SIGNAL
+from .lockless import LocklessHandler
 from .reading import Reading
 
 if TYPE_CHECKING:
@@ -18,6 +19,13 @@ __all__ = ["Losses", "ThrottledLog"]
 _log = logging.getLogger(__name__)
 _SILENCE_SECONDS = 60.0
 _LONGEST_MESSAGE = 300
+_QUOTING = (
+    "opentelemetry.trace",
+    "opentelemetry.baggage",
+    "opentelemetry.propagat",
+    "opentelemetry.util.re",
+)
+"""Packages whose warnings quote headers: those of clients, or of exporters, with their keys."""
 _POSSIBLE = (
     *((signal, reason) for signal in ("traces", "logs") for reason in DROP_REASON.values),
     ("metrics", "export_failed"),
@@ -101,25 +109,23 @@ class Losses:
             ]
 
 
-class ThrottledLog(logging.Handler):
+class ThrottledLog(LocklessHandler):
     """Takes all that OpenTelemetry's packages log, and lets one line a minute through.
 
     An exporter without a collector logs several lines per attempt, and each of
-    three exporters does.
+    three exporters does. What the packages say of headers quotes them, so
+    clients could write to the log: it is left out. No line waits for another kind's.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._guard = threading.Lock()
         self._clock = clock
-        self._said_at = float("-inf")
-        self._held_back = 0
+        self._said_at = {"loss": float("-inf"), "other": float("-inf")}
+        """By kind of line: what else there is to say must not keep a loss from being told."""
+        self._held_back = dict.fromkeys(self._said_at, 0)
         self._reason = ""
         self._source = logging.getLogger("opentelemetry")
-
-    def createLock(self) -> None:  # noqa: N802 - logging's name
-        """Go without logging's lock: it would be held while the line is written."""
-        self.lock = None
 
     def open(self) -> None:
         """Begin to take the packages' lines."""
@@ -135,26 +141,37 @@ class ThrottledLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Say it, or keep it as the reason for what :meth:`say` says next."""
-        if record.levelno < logging.WARNING:
+        if record.levelno < logging.WARNING or record.name.startswith(_QUOTING):
             return
-        message = record.getMessage()[:_LONGEST_MESSAGE]
+        message = _printable(record.getMessage()[:_LONGEST_MESSAGE])
         if record.name.startswith("opentelemetry.exporter"):
             # A loss that follows from it is said by :meth:`say`, with this as its reason.
             self._reason = message
         else:
-            self.say(message)
+            self._tell("other", message)
 
     def say(self, message: str, *, last: bool = False) -> None:
-        """Log a line unless there was one within the last minute; the last line in any case."""
+        """Log a loss unless one was told within the last minute; the last line in any case."""
+        self._tell("loss", message, last=last)
+
+    def _tell(self, kind: str, message: str, *, last: bool = False) -> None:
+        reason = ""
         with self._guard:
             now = self._clock()
-            if not last and now - self._said_at < _SILENCE_SECONDS:
-                self._held_back += 1
+            if not last and now - self._said_at[kind] < _SILENCE_SECONDS:
+                self._held_back[kind] += 1
                 return
-            held_back, reason = self._held_back, self._reason
-            self._said_at, self._held_back, self._reason = now, 0, ""
+            held_back, self._held_back[kind] = self._held_back[kind], 0
+            self._said_at[kind] = now
+            if kind == "loss":
+                reason, self._reason = self._reason, ""
         if reason:
             message += f" ({reason})"
         if held_back:
             message += f" [{held_back} lines like this were held back]"
         _log.warning("%s", message)
+
+
+def _printable(text: str) -> str:
+    """Return a text as a terminal may have it: a collector's answer may be in it."""
+    return "".join(each if each.isprintable() else "?" for each in text)

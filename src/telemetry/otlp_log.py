@@ -12,6 +12,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_s
 
 from ..resilience.sanitize import sanitize_error_message
 from .correlation import CURRENT
+from .lockless import LocklessHandler
 from .request_line import REQUESTS, RequestLogRecord
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ _LOGGERS = 256
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 
 
-class OtlpLogHandler(logging.Handler):
+class OtlpLogHandler(LocklessHandler):
     """Hands lines to a queue. Any thread; never waits for the collector.
 
     The SDK's own handler is deprecated, and puts the source file's path and the
@@ -55,10 +56,6 @@ class OtlpLogHandler(logging.Handler):
         self._queue = queue
         # A provider makes its loggers anew each time that it is asked for one.
         self._logger = lru_cache(maxsize=_LOGGERS)(provider.get_logger)
-
-    def createLock(self) -> None:  # noqa: N802 - logging's name
-        """Go without logging's lock: the queue behind has its own."""
-        self.lock = None
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue it; an error in here ends in :meth:`handleError` and never at the caller."""

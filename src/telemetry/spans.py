@@ -48,12 +48,17 @@ _APART_NS = 1_000_000_000
 """Less is the clocks' drift, or a pause between the looks at the two."""
 
 
+_BAGGAGE = _key("baggage")
+"""Nothing here would use it, and reading 8 KB of it takes up to tenths of a second."""
+
+
 class _Headers(Getter["Mapping[str, Any]"]):
-    """Finds a request's headers in its WSGI environment."""
+    """Finds a request's headers in its WSGI environment, but its baggage."""
 
     def get(self, carrier: Mapping[str, Any], key: str) -> list[str] | None:
         """Return the header's values."""
-        value = carrier.get(_key(key))
+        name = _key(key)
+        value = carrier.get(name) if name != _BAGGAGE else None
         return None if value is None else [value]
 
     def keys(self, carrier: Mapping[str, Any]) -> list[str]:
@@ -98,7 +103,8 @@ class SpanWriter:
         self._follows = epoch_offset_ns is None
         self._offset_ns = epoch_offset_ns or 0
         self._follow()
-        self._carriers = frozenset(map(_key, propagate.get_global_textmap().fields))
+        fields = propagate.get_global_textmap().fields
+        self._carriers = frozenset(map(_key, fields)) - {_BAGGAGE}
         """Where a caller's trace may be in a WSGI environment."""
 
     def begin(self, environ: Mapping[str, Any], method: str, at: float) -> BegunSpan:

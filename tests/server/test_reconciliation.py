@@ -177,7 +177,7 @@ def test_every_end_is_counted_once_everywhere(books: Books) -> None:
     total = "pharos_requests_finished_total"
     generations = [attributes_of(span) for span, _ in books.generations()]
     lines = [line for line in books.lines if "finish_reason" in line]
-    columns = {
+    columns: dict[str, Counter[Any]] = {
         "clients": seen,
         "/metrics": books.series("pharos_requests_finished", *labels, name=total),
         "OTLP": books.pushed("pharos.requests.finished", *keys),

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
-from opentelemetry import propagate
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
@@ -387,32 +386,3 @@ def test_spans_follow_the_time_of_day_between_requests_and_never_within_one() ->
     assert before.start_time
     assert after.start_time
     assert abs(after.start_time - before.start_time - 3600 * 10**9) < 60 * 10**9
-
-
-@pytest.mark.parametrize("sampler", ["always_on", "parentbased_always_off", "traceidratio"])
-@pytest.mark.parametrize("flags", ["00", "01", "03", None])
-def test_a_span_begins_as_the_sdks_would(
-    sampler: str, flags: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Trace, flags, state and parent are those of the SDK's own start of a span."""
-    monkeypatch.setenv("OTEL_TRACES_SAMPLER", sampler)
-    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "1")
-    tracer = TracerProvider(shutdown_on_exit=False).get_tracer("test", "1")
-    headers = (
-        {} if flags is None else {"traceparent": f"{TRACEPARENT[:-2]}{flags}", "tracestate": "a=b"}
-    )
-    environ = {f"HTTP_{name.upper()}": value for name, value in headers.items()}
-    ours = SpanWriter(tracer).begin(environ, "GET", time.monotonic())
-    theirs = tracer.start_span("GET", context=propagate.extract(headers), kind=SpanKind.SERVER)
-    begun = theirs.get_span_context()
-    assert (begun.trace_flags, begun.trace_state) == (
-        ours.context.trace_flags,
-        ours.context.trace_state,
-    )
-    assert theirs.is_recording() == ours.is_recording
-    assert not ours.context.is_remote
-    assert getattr(theirs, "parent", ours.parent) == ours.parent
-    if flags is not None:
-        assert begun.trace_id == ours.context.trace_id
-        assert ours.parent
-        assert ours.parent.is_remote

@@ -1,0 +1,72 @@
+"""How a request's span begins, and what of its headers is read for it."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from opentelemetry import baggage, propagate
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.trace import SpanKind
+
+from mlx_pharos.telemetry.losses import ThrottledLog
+from mlx_pharos.telemetry.spans import SpanWriter
+
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+STATES = ("no=t,a b=c", "=", "a=b," * 40, "ümlaut=1")
+
+
+@pytest.mark.parametrize("sampler", ["always_on", "parentbased_always_off", "traceidratio"])
+@pytest.mark.parametrize("flags", ["00", "01", "03", None])
+def test_a_span_begins_as_the_sdks_would(
+    sampler: str, flags: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trace, flags, state and parent are those of the SDK's own start of a span."""
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", sampler)
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "1")
+    tracer = TracerProvider(shutdown_on_exit=False).get_tracer("test", "1")
+    headers = (
+        {} if flags is None else {"traceparent": f"{TRACEPARENT[:-2]}{flags}", "tracestate": "a=b"}
+    )
+    environ = {f"HTTP_{name.upper()}": value for name, value in headers.items()}
+    ours = SpanWriter(tracer).begin(environ, "GET", time.monotonic())
+    theirs = tracer.start_span("GET", context=propagate.extract(headers), kind=SpanKind.SERVER)
+    begun = theirs.get_span_context()
+    assert (begun.trace_flags, begun.trace_state) == (
+        ours.context.trace_flags,
+        ours.context.trace_state,
+    )
+    assert theirs.is_recording() == ours.is_recording
+    assert not ours.context.is_remote
+    assert getattr(theirs, "parent", ours.parent) == ours.parent
+    if flags is not None:
+        assert begun.trace_id == ours.context.trace_id
+        assert ours.parent
+        assert ours.parent.is_remote
+
+
+def test_baggage_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing uses it, and 8 KB of it can take the time of a hundred requests."""
+    monkeypatch.setattr(baggage, "set_baggage", lambda *_: pytest.fail("it was read"))
+    writer = SpanWriter(TracerProvider(shutdown_on_exit=False).get_tracer("test"))
+    environ = {"HTTP_TRACEPARENT": TRACEPARENT, "HTTP_BAGGAGE": "user=me"}
+    assert writer.begin(environ, "GET", time.monotonic()).parent
+    assert not writer.begin({"HTTP_BAGGAGE": "user=me"}, "GET", time.monotonic()).parent
+
+
+def test_a_callers_headers_never_come_into_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """What OpenTelemetry has to say of wrong ones quotes them."""
+    writer = SpanWriter(TracerProvider(shutdown_on_exit=False).get_tracer("test"))
+    log = ThrottledLog()
+    log.open()
+    try:
+        for state in STATES:
+            environ = {
+                "HTTP_TRACEPARENT": TRACEPARENT,
+                "HTTP_TRACESTATE": state,
+                "HTTP_BAGGAGE": "user=Ann Smith,é",
+            }
+            assert writer.begin(environ, "GET", time.monotonic()).parent
+    finally:
+        log.close()
+    assert not [each for each in caplog.records if each.name.startswith("mlx_pharos")]
