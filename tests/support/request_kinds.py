@@ -200,7 +200,7 @@ KINDS: Mapping[str, _Kind] = {
     "starved": _fields(messages=_says(STARVES)),
     "stream": _stream,
     "too-long": lambda _, chat: _post(
-        chat | {"messages": _says("x" * (BODY_LIMIT + 1000))}, chunked=True
+        chat | {"messages": _says("x" * (BODY_LIMIT + 1000))}, chunked=True, unread=True
     ),
     "wide": _fields(n=24, max_tokens=2),
 }
