@@ -11,6 +11,7 @@ import reference
 from mlx_pharos.server.chat_schema import ChatRequest
 from mlx_pharos.server.completion_schema import CompletionRequest
 from mlx_pharos.server.openapi import build_document
+from mlx_pharos.server.operation import METRICS_PATHS
 from mlx_pharos.server.options import ServerOptions
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +51,24 @@ def test_every_make_target_in_the_docs_exists() -> None:
         text = page.read_text(encoding="utf-8")
         shown = set(re.findall(r"^make ([a-z]+)|`make ([a-z]+)", text, flags=re.MULTILINE))
         assert {name for pair in shown for name in pair if name} <= targets, page
+
+
+def test_every_example_of_a_proxy_keeps_the_metrics_in() -> None:
+    """To the server a proxy is a client of its own machine: the examples answer for the metrics
+    themselves, and say of everything else that they speak for others.
+    """
+    blocks = [
+        block
+        for page in PAGES
+        for block in re.findall(r"```nginx\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    ]
+    assert any("proxy_pass" in block for block in blocks)
+    for block in blocks:
+        for path in METRICS_PATHS:
+            assert re.search(rf"location = {path}\s+{{ return 403; }}", block), path
+        for location in re.findall(r"location [^{]*{([^}]*)}", block):
+            forwarded = "proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;"
+            assert "proxy_pass" not in location or forwarded in location
 
 
 def test_the_api_page_has_every_field() -> None:

@@ -70,6 +70,17 @@ def test_further_names_are_allowed_by_name() -> None:
     Hosts("127.0.0.1", ("*",)).check("anything.example")
 
 
+def test_a_name_is_known_where_it_was_allowed_by_itself() -> None:
+    """Names that are taken because all are, guessed or by ``*``, are not known to be the server's."""
+    for hosts in (Hosts("0.0.0.0", ()), Hosts("0.0.0.0", ("*",)), Hosts("127.0.0.1", ("*",))):
+        hosts.check("evil.example")
+        assert not hosts.knows("evil.example")
+        assert not any(map(hosts.knows, ("", "*", "localhost.evil.example", "10.0.0.5")))
+        assert all(map(hosts.knows, GOOD_HOSTS))
+    hosts = Hosts("box", ("models.example.org", ".lan.example"))
+    assert all(map(hosts.knows, ("box:80", "MODELS.example.org.", "a.lan.example", "localhost")))
+
+
 def test_a_page_of_the_server_itself_is_no_stranger() -> None:
     """A proxy may have taken TLS off; the port counts."""
     origins = Origins(())

@@ -24,7 +24,7 @@ from mlx_pharos.telemetry.collector import MetricsCollector, make_window
 from mlx_pharos.telemetry.folded import FoldedSet
 from mlx_pharos.telemetry.instruments import Instruments
 from mlx_pharos.telemetry.telemetry import Telemetry, TelemetryOptions
-from support.client import CHAT, COMPLETIONS, chat_body, wait_until
+from support.client import CHAT, COMPLETIONS, chat_body, read_answer, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -175,6 +175,44 @@ def test_without_a_key_a_proxy_is_not_this_machine(server: RunningServer, path: 
     """A proxy on this machine that speaks for somebody else is turned away."""
     answer = server.request("GET", path, headers={"X-Forwarded-For": "203.0.113.9"})
     assert (403, "metrics_forbidden") == (answer.status, answer.error["code"])
+
+
+@pytest.mark.parametrize("allowed", [(), ("*",), ("box.example",)])
+def test_without_a_key_a_foreign_name_is_not_this_machine(
+    tiny_model: Any, serving: Callable[..., Any], allowed: tuple[str, ...]
+) -> None:
+    """A page whose name was pointed at a server that takes every name reads no metrics, while programs
+    on the machine do, by its own names, by one that was allowed, or without any, as HTTP/1.0 has it.
+    """
+    statuses = {
+        "evil.example": 403,
+        "localhost.evil.example": 403,
+        "box.example:80": 200 if "box.example" in allowed else 403,
+        "localhost:80": 200,
+        "127.0.0.1": 200,
+        "[::1]:80": 200,
+        "0.0.0.0:80": 200,
+    }
+    with serving(tiny_model, ready=False, host="0.0.0.0", allowed_hosts=allowed) as opened:
+        for path in ("/metrics", "/v1/metrics"):
+            for host, status in statuses.items():
+                answer = opened.request("GET", path, headers={"Host": host})
+                assert status == answer.status, (path, host)
+                if status == 403 and "box.example" not in allowed:
+                    assert "metrics_forbidden" == answer.error["code"]
+                    assert "PHAROS_METRICS_API_KEY" in answer.error["message"]
+        with opened.connect() as connection:
+            connection.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            assert b"200" == read_answer(connection)[0].split()[1]
+
+
+def test_with_a_key_every_name_is_good(tiny_model: Any, serving: Callable[..., Any]) -> None:
+    """Who has the key needs no name of the machine's own."""
+    settings = {"ready": False, "host": "0.0.0.0", "metrics_api_key": KEY}
+    with serving(tiny_model, **settings) as opened:
+        headers = {"Host": "box.example", "Authorization": f"Bearer {KEY}"}
+        for path in ("/metrics", "/v1/metrics"):
+            assert 200 == opened.request("GET", path, headers=headers).status
 
 
 def test_the_engine_is_measured(server: RunningServer) -> None:

@@ -176,6 +176,13 @@ def test_a_proxy_does_not_make_everybody_local() -> None:
     assert not _allowed("", authorization="", address="127.0.0.1", forwarded=True)
 
 
+def test_a_foreign_name_is_not_this_machine() -> None:
+    """A browser here that asks for a name which was pointed here reads nothing, unless it has a key."""
+    with pytest.raises(MetricsForbiddenError, match="PHAROS_METRICS_API_KEY"):
+        check_metrics_access("", authorization="", address="127.0.0.1", named=False)
+    assert _allowed("key", authorization="Bearer key", address="127.0.0.1", named=False)
+
+
 @pytest.mark.parametrize(
     ("authorization", "allowed"),
     [
