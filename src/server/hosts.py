@@ -23,6 +23,8 @@ __all__ = ["ALL", "Hosts", "Origins", "hosts_and_origins"]
 
 ALL = "*"
 """Allows every host, or every origin."""
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+"""The names that are asked for most, found without reading them as addresses."""
 _PORT = re.compile(r":[0-9]*$")
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
@@ -41,22 +43,28 @@ class Hosts:
         self.guessed = not (allowed or _is_loopback(bound))
         """Whether every name is taken because nobody said which are the server's."""
         self._everything = ALL in allowed or self.guessed
-        self._names = {bound.lower(), *(name.lower() for name in allowed)}
+        self._names = {bound.lower(), *_LOOPBACK, *(name.lower() for name in allowed)} - {ALL}
 
     def check(self, header: str | None) -> None:
-        """Raise :class:`HostForbiddenError` where the header names somebody else."""
-        if header is None or self._everything:
-            return
-        name = _name(header)
-        if name in self._names or _is_loopback(name):
-            return
-        if any(each.startswith(".") and name.endswith(each) for each in self._names):
+        """Raise :class:`HostForbiddenError` where the header names somebody else. Any thread."""
+        if header is None or self._everything or self.knows(header):
             return
         message = (
             "The server does not go by the name in the header 'Host'. Use its address, or add the "
             "name to its setting allowed_hosts."
         )
         raise HostForbiddenError(message)
+
+    def knows(self, header: str) -> bool:
+        """Whether a header names this machine, the bound address or a name that was allowed one by one.
+
+        Nobody else can have pointed such a name here, while "all" has those of hostile pages as
+        well. Any thread.
+        """
+        name = _name(header)
+        if name in self._names or _is_loopback(name):
+            return True
+        return any(each.startswith(".") and name.endswith(each) for each in self._names)
 
 
 class Origins:

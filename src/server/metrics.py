@@ -12,6 +12,7 @@ from ..telemetry.legacy import (
     legacy_json,
     legacy_prometheus,
 )
+from .hosts import Hosts
 from .json_text import encode_json
 from .reply import Reply
 
@@ -54,6 +55,7 @@ class _Metrics:
     ) -> None:
         self._catch_up = catch_up
         self._key = options.metrics_api_key
+        self._hosts = Hosts(options.host, (options.operations_host, *options.allowed_hosts))
         self._telemetry = telemetry
         self._collector = collector
 
@@ -76,11 +78,13 @@ class _Metrics:
         return Reply(text.encode(), PROMETHEUS_CONTENT_TYPE)
 
     def _check(self, environ: dict[str, Any]) -> None:
+        host = environ.get("HTTP_HOST")
         check_metrics_access(
             self._key,
             authorization=environ.get("HTTP_AUTHORIZATION", ""),
             address=environ.get("REMOTE_ADDR", ""),
             forwarded=not environ.keys().isdisjoint(_FORWARDED),
+            named=host is None or self._hosts.knows(host),
         )
 
 

@@ -43,7 +43,8 @@ class ServerOptions:
     vllm_names: bool = False
     """Whether /metrics has vLLM's names too."""
     metrics_api_key: str = ""
-    """What readers of metrics must send; empty lets in clients of this machine alone."""
+    """What readers of metrics must send; empty lets in clients of this machine alone, by a name
+    that is known to be its own."""
     max_body_bytes: int = 10 * 1024 * 1024
     """Beyond the longest conversation that a model can read, below what hurts to hold."""
     keep_alive_seconds: float = 10.0

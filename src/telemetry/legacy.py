@@ -109,25 +109,37 @@ class LegacyQuery:
 
 
 def check_metrics_access(
-    key: str, *, authorization: str, address: str, forwarded: bool = False
+    key: str, *, authorization: str, address: str, forwarded: bool = False, named: bool = True
 ) -> None:
-    """Decide who may read metrics: whoever has the key; without one, this machine alone.
+    """Decide who may read metrics: whoever has the key; without one, this machine alone. Any thread.
+
+    A browser on this machine reads what a page of a hostile site asks for, where that site has
+    pointed its name here; so without a key the name counts, too.
 
     Args:
         key: The key that is wanted; empty where none is configured.
         authorization: The request's header; empty where it has none.
         address: The client's address.
         forwarded: Whether a proxy says that it speaks for somebody else.
+        named: Whether the request's Host is known to be a name of this server; True
+            where it has none, as no browser's.
 
     Raises:
         MetricsForbiddenError: The key is missing or another one, or there is
-            none and the client is not on this machine.
+            none and the client is not on this machine, or asks by a foreign name.
     """
     if not key:
         if forwarded or not _is_loopback(address):
             message = (
                 "Metrics are for clients on the server's own machine, because no metrics key is "
                 "configured. Set METRICS_API_KEY and send it as a bearer token."
+            )
+            raise MetricsForbiddenError(message)
+        if not named:
+            message = (
+                "Without a metrics key the header 'Host' must name the server's own machine, as "
+                "localhost and 127.0.0.1 do, or be listed in the setting allowed_hosts. Use such a "
+                "name, or set PHAROS_METRICS_API_KEY and send it as a bearer token."
             )
             raise MetricsForbiddenError(message)
         return
