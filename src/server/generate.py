@@ -106,9 +106,9 @@ class GenerateRoute:
         )
         check_served(call.model, options)
         _note(draft, call)
+        check_capacity(call, options.max_batch + options.max_queue, family.prompt_field)
         if self._captures_content and exchange_of(request.environ).span.is_recording:
             draft.content = capture(call)
-        check_capacity(call, options.max_batch + options.max_queue, family.prompt_field)
         run = self._run()
         run.content = draft.content
         charge = take_tokens(rates, caller.tenant, call, body_bytes=request.content_length or 0)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mlx_pharos.telemetry.collector import make_window
-from mlx_pharos.telemetry.content import CAPTURE_VARIABLE
+from mlx_pharos.telemetry.content import CAPTURE_VARIABLE, CONTENT_LIMIT
 from mlx_pharos.telemetry.log import configure_log
 from mlx_pharos.telemetry.telemetry import Telemetry, TelemetryOptions
 from support.client import COMPLETIONS, chat_body
@@ -88,6 +88,24 @@ def test_opted_in_the_span_has_what_was_asked_and_answered(
     for signal in ("metrics", "logs"):
         assert target.requests(signal)
         assert SECRET not in str(target.requests(signal))
+
+
+def test_many_empty_messages_take_no_more_than_one_long_one(
+    serving: Callable[..., Any], tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of as many messages as a request may have the first are on the span; and of a request for more
+    choices than the server has places for, which is refused, there is nothing.
+    """
+    with _served(serving, tiny_model, monkeypatch, "true") as (server, target, _):
+        messages = [{"role": "user", "content": ""}] * 10_000
+        server.chat(**chat_body(messages=messages, max_tokens=1))
+        prompts = {"model": "tiny", "prompt": [SECRET] * 128, "n": 128, "max_tokens": 1}
+        assert 400 == server.post(COMPLETIONS, prompts).status
+    (asked,) = [
+        found[KEYS[0]] for span in target.spans() if KEYS[0] in (found := attributes_of(span))
+    ]
+    assert 0 < len(asked) < 2 * CONTENT_LIMIT
+    assert SECRET not in str(target.requests("traces"))
 
 
 @pytest.mark.parametrize("value", ["", "false"])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import pytest
 
 from mlx_pharos.telemetry.content import (
     CAPTURE_VARIABLE,
     CONTENT_LIMIT,
+    MESSAGE_COST,
     Content,
     capture_problem,
     captures_content,
@@ -69,6 +71,37 @@ def test_what_is_kept_is_bounded() -> None:
     for text in (asked, told):
         assert "…" in text
         assert len(text) < CONTENT_LIMIT + 1000
+
+
+@pytest.mark.parametrize("text", ["", "ab", "\x01" * 100_000, "\N{GRINNING FACE}" * 100_000])
+@pytest.mark.parametrize("count", [1, 10_000])
+def test_messages_count_also_where_they_say_nothing(text: str, count: int) -> None:
+    """Neither many messages nor many choices, nor characters that JSON writes with six, make a batch of
+    spans that one export cannot hold; and what waits in the queue is no larger than its text.
+    """
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    content = Content((("user", "".join(text)) for _ in range(count)), choices=count)
+    for number in range(2 * CONTENT_LIMIT):
+        content.gain(number % count, text[:1] or "ab")
+    for choice in range(count):
+        content.gain(choice, "", "length")
+    held = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    width = 4 if "\N{GRINNING FACE}" in text else 1
+    assert held < width * 2 * (CONTENT_LIMIT + MESSAGE_COST) + 4096
+    asked, told = content.input_messages(), content.output_messages()
+    assert 0 < len(json.loads(asked)) <= 1 + CONTENT_LIMIT // MESSAGE_COST
+    assert 0 < len(json.loads(told)) <= 1 + CONTENT_LIMIT // MESSAGE_COST
+    assert 256 * (len(asked.encode()) + len(told.encode())) < 62 * 2**20
+
+
+def test_messages_that_were_left_out_leave_a_mark() -> None:
+    """Where more followed the last message that is kept, it says so; what fits is as it was."""
+    full = [("user", "a" * (CONTENT_LIMIT // 2 - MESSAGE_COST))] * 2
+    assert "…" not in Content(full, choices=1).input_messages()
+    cut = json.loads(Content([*full, ("user", "c")], choices=1).input_messages())
+    assert [False, True] == [each["parts"][0]["content"].endswith("a…") for each in cut]
 
 
 def test_half_a_character_is_no_obstacle() -> None:
