@@ -180,6 +180,9 @@ def _braces(labels: str) -> str:
 
 
 def _escaped(value: str) -> str:
+    if not value.isascii():
+        # Bytes of an argument or variable that are no UTF-8 came as halves of surrogate pairs.
+        value = value.encode("utf-8", "replace").decode()
     if '"' in value or "\\" in value or "\n" in value:
         return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
     return value

@@ -10,7 +10,8 @@ gets them by OTLP.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING, Any, Final
 
 from .catalog import BY_NAME
 from .exposition import Family, HistogramSample, Mark, Sample, choose_format, write
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from .instruments import Instruments
 
 __all__ = ["PrometheusView"]
+
+_NOT_IN_LABELS: Final = re.compile(r"[^a-zA-Z0-9]+")
 
 
 class PrometheusView:
@@ -47,7 +50,7 @@ class PrometheusView:
             enabled: Whether anything is shown.
         """
         self._instruments = instruments
-        self._resource = _labels(resource)
+        self._resource = _resource_labels(resource)
         self._vllm_model = vllm_model
         self._enabled = enabled
         self._seen: dict[FoldedHistogram, tuple[int, HistogramSample]] = {}
@@ -117,7 +120,26 @@ def _family(instrument: Instrument, samples: list[Sample | HistogramSample]) -> 
     return family
 
 
+def _resource_labels(resource: Mapping[str, Any]) -> dict[str, str]:
+    """Return labels for attributes that anybody may have named.
+
+    OpenTelemetry's rules for Prometheus: what no label's name may have is ``_``, several of those
+    are one, and the values of names that become the same are joined in the order of the names.
+    """
+    values: dict[str, list[str]] = {}
+    for name in sorted(resource):
+        values.setdefault(_label_name(name), []).append(_text(resource[name]))
+    return {label: ";".join(values[label]) for label in dict.fromkeys(map(_label_name, resource))}
+
+
+def _label_name(name: str) -> str:
+    label = _NOT_IN_LABELS.sub("_", name) or "_"
+    # As Prometheus does where it gets the same by OTLP.
+    return f"key_{label}" if label[0].isdigit() else label
+
+
 def _labels(attributes: Mapping[str, Any]) -> dict[str, str]:
+    """Return labels for attributes of the catalog, whose names have dots at worst."""
     return {name.replace(".", "_"): _text(value) for name, value in attributes.items()}
 
 

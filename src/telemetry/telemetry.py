@@ -258,7 +258,16 @@ def _resource() -> Resource:
         }
     )
     merged = known.merge(OTELResourceDetector().detect())
-    return _FixedResource(dict(merged.attributes), merged.schema_url)
+    attributes = {
+        _utf8(name): _utf8(value) if isinstance(value, str) else value
+        for name, value in merged.attributes.items()
+    }
+    return _FixedResource(attributes, merged.schema_url)
+
+
+def _utf8(text: str) -> str:
+    """Replace what cannot be sent: bytes of a variable that are no UTF-8."""
+    return text.encode("utf-8", "replace").decode()
 
 
 class _FixedResource(Resource):
