@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from support.tally import summary
 from support.tiny_model import write_tiny_model
@@ -23,6 +24,10 @@ for _name in [*os.environ]:
 # One for all processes that tests run in, so that the seed of the last line replays the run. Always the
 # same one by default: of other requests, a token here and there is a draw that rounding decides.
 os.environ.setdefault("FAULT_SEED", "1")
+
+# How long an example takes is the machine's affair; each test has its timeout.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 # A shell lets what runs in its background ignore Ctrl-C, and every process inherits that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

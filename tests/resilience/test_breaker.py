@@ -105,9 +105,7 @@ class _Model(RuleBasedStateMachine):
 
 
 TestBreakerAgainstItsModel = _Model.TestCase
-TestBreakerAgainstItsModel.settings = settings(
-    max_examples=100, stateful_step_count=40, deadline=None
-)
+TestBreakerAgainstItsModel.settings = settings(max_examples=100, stateful_step_count=40)
 
 
 def test_defaults_are_five_errors_and_ten_requests() -> None:

@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_pharos.resilience.errors import ModelError
@@ -57,7 +57,6 @@ _ERRORS: list[Callable[[], BaseException]] = [
 
 
 @given(chain=st.lists(st.sampled_from(_ERRORS), min_size=1, max_size=4))
-@settings(deadline=None)
 def test_nothing_planted_is_told(chain: list[Callable[[], BaseException]]) -> None:
     """Whatever chain of exceptions quotes a prompt, a key or a path: the kinds are told."""
     error = _caught(chain[0]())

@@ -99,11 +99,11 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 TestLedgerMachine = LedgerMachine.TestCase
-TestLedgerMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestLedgerMachine.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 @given(tokens=st.integers(1, 100_000))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_plain_layer_is_priced_in_whole_blocks(tokens: int) -> None:
     """2 x 4 heads x 16 x 4 bytes per token, in blocks of 256."""
     layer = LayerShape(2 * 4 * 16 * 4)

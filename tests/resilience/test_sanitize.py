@@ -145,7 +145,7 @@ _PLANTS = [
     after=st.lists(_WORD, max_size=5),
     border=st.sampled_from([" ", "\n", ", ", ": ", " (", "; "]),
 )
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_what_is_planted_is_never_left(
     before: list[str], plant: str, secret: str, after: list[str], border: str
 ) -> None:
@@ -164,7 +164,6 @@ def test_what_is_planted_is_never_left(
         max_size=30,
     )
 )
-@settings(deadline=None)
 def test_words_and_numbers_stay(words: list[str]) -> None:
     """Ordinary prose is left alone."""
     text = " ".join(words)
@@ -173,7 +172,6 @@ def test_words_and_numbers_stay(words: list[str]) -> None:
 
 @given(st.text(max_size=300))
 @example("/ ~ \\ : = @ ' \" [path] [secret")
-@settings(deadline=None)
 def test_any_text_is_taken_and_twice_is_once(text: str) -> None:
     """Nothing raises, and what is sanitized stays as it is."""
     once = sanitize_error_message(text)
@@ -206,7 +204,7 @@ def test_time_grows_with_the_length_alone(unit: str) -> None:
 
 
 @given(st.lists(st.sampled_from(_HOSTILE), min_size=1, max_size=6))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_hostile_mixtures_are_linear_too(units: list[str]) -> None:
     """40,000 characters of any mixture take well under the seconds that a square would."""
     unit = "".join(units)

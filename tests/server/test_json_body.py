@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_pharos.resilience.errors import (
@@ -83,7 +83,6 @@ def test_both_halves_of_a_surrogate_pair_are_a_character() -> None:
     assert {"a": "😀"} == parse_json_object(b'{"a": "\\ud83d\\ude00"}')
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(
         st.text(st.characters(exclude_categories=["Cs"])),
@@ -104,7 +103,6 @@ def test_every_strict_object_is_read_as_it_was_written(value: dict[str, Any]) ->
         assert value == parse_json_object(json.dumps(value, ensure_ascii=escaped).encode())
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=64))
 def test_any_bytes_are_read_or_refused(body: bytes) -> None:
     """No body makes the reader fail in another way than by refusing it."""

@@ -111,7 +111,6 @@ def test_the_server_does_what_the_document_says(
 
     @settings(
         max_examples=40,
-        deadline=None,
         derandomize=True,
         database=None,
         phases=[Phase.generate],

@@ -314,9 +314,7 @@ def test_the_id_of_a_broken_request_is_its_own(watched: Watched) -> None:
 
 
 @given(data=st.binary(max_size=60), place=st.integers(0, len(LIVE)))
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_answer_has_its_line_whatever_was_sent(
     watched: Watched, data: bytes, place: int
 ) -> None:

@@ -45,7 +45,7 @@ def _exact(values: list[float], share: float) -> float:
     return sorted(values)[max(1, math.ceil(share * len(values))) - 1]
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     seed=st.integers(0, 2**32),
     kind=st.sampled_from(["pareto", "lognormal", "bimodal"]),
@@ -87,7 +87,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(steps=STEPS, start=st.floats(0.0, 1e6))
 def test_window_and_totals_hold_across_borders_and_gaps(
     steps: list[tuple[str, float]], start: float
