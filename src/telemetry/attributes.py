@@ -152,7 +152,7 @@ RETRY_OPERATION = Attribute("operation", source="the retried operations of the s
 RETRY_OUTCOME = Attribute("outcome", ("retried", "succeeded", "given_up"))
 THREAD_STATE = Attribute("state", ("busy", "idle"))
 SIGNAL = Attribute("signal", ("traces", "metrics", "logs"))
-DROP_REASON = Attribute("reason", ("queue_full", "export_failed", "shutdown"))
+DROP_REASON = Attribute("reason", ("queue_full", "export_failed", "rejected", "shutdown"))
 DEVICE = Attribute("device", source=_ENGINE)
 DTYPE = Attribute("dtype", source=_ENGINE)
 MLX_VERSION = Attribute("mlx_version", source=_ENGINE)

@@ -100,6 +100,21 @@ class Batcher(Generic[Item]):
         """Whether what waits may be lost soon: the queue fills up, or ends."""
         return self._closing or self._waiting > self._limits.queue // 2
 
+    def lose(self, reason: str, count: int, words: str = "") -> None:
+        """Count some of the batch as lost, though the rest is delivered. From within an export.
+
+        Args:
+            reason: As in :meth:`Losses.add`, like ``words``.
+            count: Of all that is in the batch no more are counted, and each only once.
+            words: What the collector says about it.
+        """
+        with self._wake:
+            if self._given_up:  # all of it is counted
+                return
+            count = min(count, self._in_flight)
+            self._in_flight -= count
+        self._losses.add(self._signal, reason, count, words)
+
     def flush(self) -> None:
         """Export all that waits, in the calling thread."""
         while self._send_batch():
@@ -146,11 +161,10 @@ class Batcher(Generic[Item]):
                 _log.debug("an exporter raised", exc_info=True)
                 delivered = False
             with self._wake:
+                lost = 0 if delivered or self._given_up else self._in_flight
                 self._in_flight = 0
-                lost = not (delivered or self._given_up)
                 more = bool(self._queue)
-            if lost:
-                self._losses.add(self._signal, "export_failed", size)
+            self._losses.add(self._signal, "export_failed", lost)
             return more
 
     def _take(self) -> tuple[list[Item], int]:

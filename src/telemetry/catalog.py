@@ -287,7 +287,7 @@ _POLICIES = (
     ),
     _total(
         "pharos.telemetry.dropped", "{item}",
-        "Spans, data points and log records that did not reach the collector.",
+        "Spans, data points and log records that did not reach the collector, or that it rejected.",
         a.SIGNAL, a.DROP_REASON,
     ),
 )  # fmt: skip

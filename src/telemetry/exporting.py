@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from .folded import FoldedSet
     from .losses import Losses
+    from .rejections import Rejections
 
 __all__ = ["LogQueue", "MetricSender", "SpanQueue"]
 
@@ -45,8 +46,11 @@ _PATIENCE_SECONDS = 5.0
 class SpanQueue(SpanProcessor):
     """Takes finished spans that are sampled. Ending a span never waits for the collector."""
 
-    def __init__(self, exporter: SpanExporter, losses: Losses, limits: BatchLimits) -> None:
+    def __init__(
+        self, exporter: SpanExporter, rejections: Rejections, losses: Losses, limits: BatchLimits
+    ) -> None:
         self._exporter = exporter
+        self._rejections = rejections
         self._batcher = Batcher[Any](self._export, signal="traces", losses=losses, limits=limits)
 
     def on_end(self, span: ReadableSpan) -> None:
@@ -70,18 +74,26 @@ class SpanQueue(SpanProcessor):
 
     def _export(self, batch: Sequence[ReadableSpan]) -> bool:
         spans = [each for span in batch for each in spans_of(span)]
-        return (
-            self._exporter.export(Unhurried(spans, self._batcher.is_urgent))
-            is SpanExportResult.SUCCESS
-        )
+        sent = self._exporter.export(Unhurried(spans, self._batcher.is_urgent))
+        rejected, words = self._rejections.take()
+        if sent is not SpanExportResult.SUCCESS:
+            return False
+        self._batcher.lose("rejected", rejected, words)
+        return True
 
 
 class LogQueue(LogRecordProcessor):
     """Takes lines of the log; what makes records of them is called when they are sent."""
 
-    def __init__(self, exporter: LogRecordExporter, losses: Losses, limits: BatchLimits) -> None:
+    def __init__(
+        self,
+        exporter: LogRecordExporter,
+        rejections: Rejections,
+        losses: Losses,
+        limits: BatchLimits,
+    ) -> None:
         self._exporter = exporter
-        self._losses = losses
+        self._rejections = rejections
         self._batcher = Batcher[Any](self._export, signal="logs", losses=losses, limits=limits)
         self._batch: list[ReadableLogRecord] = []
         """What is to be sent now."""
@@ -126,9 +138,11 @@ class LogQueue(LogRecordProcessor):
         records, self._batch = self._batch, []
         if records:
             sent = self._exporter.export(Unhurried(records, self._batcher.is_urgent))
+            rejected, words = self._rejections.take()
             if sent is not LogRecordExportResult.SUCCESS:
                 return False
-        self._losses.add("logs", "export_failed", len(lines) - len(records))
+            self._batcher.lose("rejected", min(rejected, len(records)), words)
+        self._batcher.lose("export_failed", len(lines) - len(records))
         return True
 
 
@@ -138,6 +152,7 @@ class MetricSender(PeriodicExportingMetricReader):
     def __init__(
         self,
         exporter: MetricExporter,
+        rejections: Rejections,
         folded: FoldedSet,
         losses: Losses,
         *,
@@ -149,6 +164,7 @@ class MetricSender(PeriodicExportingMetricReader):
         self._folded = FoldedStream(folded, temporality, exponential=folded.exponential)
         self._losses = losses
         self._target = exporter
+        self._rejections = rejections
         self._started_ns = time.time_ns()
         self._sending = threading.Lock()
         self._counting = threading.Lock()
@@ -189,10 +205,14 @@ class MetricSender(PeriodicExportingMetricReader):
             except Exception:  # noqa: BLE001 - a thread's border: an exporter may raise anything
                 _log.debug("an exporter raised", exc_info=True)
                 sent = MetricExportResult.FAILURE
+            rejected, words = self._rejections.take()
             with self._counting:
                 self._in_flight = 0
-                if sent is not MetricExportResult.SUCCESS and not self._given_up:
-                    self._losses.add("metrics", "export_failed", points)
+                reason, lost = "rejected", min(rejected, points)
+                if sent is not MetricExportResult.SUCCESS:
+                    reason, lost = "export_failed", points
+                if not self._given_up:
+                    self._losses.add("metrics", reason, lost, words)
 
 
 def _points(data: MetricsData) -> int:

@@ -28,8 +28,7 @@ _QUOTING = (
 """Packages whose warnings quote headers: those of clients, or of exporters, with their keys."""
 _POSSIBLE = (
     *((signal, reason) for signal in ("traces", "logs") for reason in DROP_REASON.values),
-    ("metrics", "export_failed"),
-    ("metrics", "shutdown"),
+    *(("metrics", reason) for reason in ("export_failed", "rejected", "shutdown")),
 )
 
 
@@ -45,8 +44,15 @@ class Losses:
         self._uncounted = False
         self._log = log
 
-    def add(self, signal: str, reason: str, count: int) -> None:
-        """Count items of a signal that are lost for good, and say so if it is time."""
+    def add(self, signal: str, reason: str, count: int, words: str = "") -> None:
+        """Count items of a signal that are lost for good, and say so if it is time.
+
+        Args:
+            signal: Of :data:`.attributes.SIGNAL`.
+            reason: Of :data:`.attributes.DROP_REASON`.
+            count: Less than 1 is nothing.
+            words: What the collector says about it, for the log.
+        """
         if count <= 0:
             return
         with self._lock:
@@ -56,7 +62,7 @@ class Losses:
                 return
         self._log.say(
             f"telemetry does not reach the collector: {signal} dropped, {reason}; "
-            f"{total} items since the start"
+            f"{total} items since the start" + (f"; it says: {words}" if words else "")
         )
 
     def lose_uncounted(self) -> None:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import MetricExporter
     from opentelemetry.sdk.trace.export import SpanExporter
 
+    from .rejections import Rejections
+
 __all__ = [
     "SIGNALS",
     "Target",
@@ -155,30 +157,41 @@ def _number_problems() -> dict[str, str]:
     return problems
 
 
-def span_exporter(target: Target) -> SpanExporter:
-    """Return an exporter of spans."""
-    exporter: SpanExporter = _exporter(target)
+def span_exporter(target: Target, rejections: Rejections) -> SpanExporter:
+    """Return an exporter of spans, which notes what the collector rejects."""
+    exporter: SpanExporter = _exporter(target, rejections)
     return exporter
 
 
-def metric_exporter(target: Target) -> MetricExporter:
-    """Return an exporter of metrics."""
-    exporter: MetricExporter = _exporter(target)
+def metric_exporter(target: Target, rejections: Rejections) -> MetricExporter:
+    """Return an exporter of metrics, which notes what the collector rejects."""
+    exporter: MetricExporter = _exporter(target, rejections)
     return exporter
 
 
-def log_exporter(target: Target) -> LogRecordExporter:
-    """Return an exporter of log records."""
-    exporter: LogRecordExporter = _exporter(target)
+def log_exporter(target: Target, rejections: Rejections) -> LogRecordExporter:
+    """Return an exporter of log records, which notes what the collector rejects."""
+    exporter: LogRecordExporter = _exporter(target, rejections)
     return exporter
 
 
-def _exporter(target: Target) -> Any:  # noqa: ANN401 - one of three classes
+def _exporter(target: Target, rejections: Rejections) -> Any:  # noqa: ANN401 - one of three classes
     """Make an exporter. Imports it here: most servers export nothing, and gRPC is an extra."""
+    options: dict[str, Any] = {"endpoint": target.endpoint, "timeout": target.timeout_seconds}
+    if target.protocol == _HTTP and not _has_own_session(target.signal):
+        sessions = importlib.import_module(".collector_session", __package__)
+        options["session"] = sessions.collector_session(target.signal, rejections)
     package = _GRPC_PACKAGE if target.protocol == _GRPC else _HTTP_PACKAGE
     module, name = _EXPORTERS[target.signal]
     make = getattr(importlib.import_module(f"{package}.{module}"), name)
-    return make(endpoint=target.endpoint, timeout=target.timeout_seconds)
+    return make(**options)
+
+
+def _has_own_session(signal: Signal) -> bool:
+    """Whether a variable names a plugin that brings a session, with credentials in it."""
+    prefix = "OTEL_PYTHON_EXPORTER_OTLP_HTTP"
+    names = (f"{prefix}_CREDENTIAL_PROVIDER", f"{prefix}_{signal.upper()}_CREDENTIAL_PROVIDER")
+    return any(os.environ.get(name) for name in names)
 
 
 def batch_limits(prefix: Literal["OTEL_BSP", "OTEL_BLRP"]) -> BatchLimits:

@@ -46,6 +46,7 @@ from .otlp import (
 )
 from .otlp_log import OtlpLogHandler
 from .prometheus_view import PrometheusView
+from .rejections import Rejections
 from .request_span import EachSpan
 from .window import WindowReader
 
@@ -211,8 +212,10 @@ class Telemetry:
         if target is None:
             return []
         self.folded.exponential = prefers_exponential()
+        rejections = Rejections()
         sender = MetricSender(
-            metric_exporter(target),
+            metric_exporter(target, rejections),
+            rejections,
             self.folded,
             self.losses,
             delta=prefers_delta(),
@@ -225,7 +228,9 @@ class Telemetry:
         target = otlp_target("traces", options.otlp_endpoint)
         if target is None:
             return []
-        queue = SpanQueue(span_exporter(target), self.losses, batch_limits("OTEL_BSP"))
+        rejections = Rejections()
+        exporter = span_exporter(target, rejections)
+        queue = SpanQueue(exporter, rejections, self.losses, batch_limits("OTEL_BSP"))
         self._closables.append(queue)
         return [queue]
 
@@ -233,7 +238,9 @@ class Telemetry:
         target = otlp_target("logs", options.otlp_endpoint)
         if target is None:
             return None
-        queue = LogQueue(log_exporter(target), self.losses, batch_limits("OTEL_BLRP"))
+        rejections = Rejections()
+        exporter = log_exporter(target, rejections)
+        queue = LogQueue(exporter, rejections, self.losses, batch_limits("OTEL_BLRP"))
         self._closables.append(queue)
         provider = LoggerProvider(resource=self.resource, shutdown_on_exit=False)
         provider.add_log_record_processor(queue)
