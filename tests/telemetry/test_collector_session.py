@@ -19,6 +19,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from mlx_pharos.telemetry.batching import Batcher, BatchLimits
 from mlx_pharos.telemetry.losses import Losses, ThrottledLog
+from mlx_pharos.telemetry.otlp import otlp_target, span_exporter
+from mlx_pharos.telemetry.rejections import Rejections
 from mlx_pharos.telemetry.telemetry import Telemetry, TelemetryOptions
 from support.raw_collector import RawCollector, raw_collector
 
@@ -320,6 +322,17 @@ def test_no_cookies_are_kept() -> None:
             _send(telemetry, "traces")
         assert 3 == len(target.requests)
         assert not [each for each in target.requests if b"cookie:" in each.lower()]
+
+
+@pytest.mark.parametrize("scope", ["", "TRACES_"])
+def test_a_plugin_may_bring_its_own_session(scope: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that names one reaches the exporter, which looks for it."""
+    name = f"OTEL_PYTHON_EXPORTER_OTLP_HTTP_{scope}CREDENTIAL_PROVIDER"
+    monkeypatch.setenv(name, "no-such-plugin")
+    target = otlp_target("traces", "http://127.0.0.1:4318")
+    assert target
+    with pytest.raises(RuntimeError, match="no-such-plugin"):
+        span_exporter(target, Rejections())
 
 
 def test_ticking_metrics_survive_a_drip(monkeypatch: pytest.MonkeyPatch) -> None:
