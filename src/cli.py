@@ -131,6 +131,9 @@ def _serve(arguments: Sequence[str]) -> int:
         import logging
 
         from .resilience.failure_text import log_uncaught
+        from .telemetry.variables import drop_empty_variables
+
+        drop_empty_variables()  # the next imports read them
         from .server import SdNotify, serve
         from .telemetry.log import configure_log
         from .telemetry.log_writer import LogWriter

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import math
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from .batching import BatchLimits
+from .variables import headers_problem, variable_problems
 
 if TYPE_CHECKING:
     from opentelemetry.sdk._logs.export import LogRecordExporter
@@ -51,22 +51,6 @@ _EXPORTERS = {
     "metrics": ("metric_exporter", "OTLPMetricExporter"),
     "logs": ("_log_exporter", "OTLPLogExporter"),
 }
-_NUMBERS = (
-    "OTEL_EXPORTER_OTLP_TIMEOUT",
-    *(f"OTEL_EXPORTER_OTLP_{signal.upper()}_TIMEOUT" for signal in SIGNALS),
-    *(
-        f"{prefix}_{name}"
-        for prefix in ("OTEL_BSP", "OTEL_BLRP")
-        for name in (
-            "SCHEDULE_DELAY",
-            "EXPORT_TIMEOUT",
-            "MAX_QUEUE_SIZE",
-            "MAX_EXPORT_BATCH_SIZE",
-        )
-    ),
-    "OTEL_METRIC_EXPORT_INTERVAL",
-    "OTEL_METRIC_EXPORT_TIMEOUT",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +108,7 @@ def otlp_target(signal: Signal, endpoint: str) -> Target | None:
 
 def otlp_problems(endpoint: str) -> list[tuple[str, str]]:
     """Return what is wrong with the variables: pairs of a variable and a sentence without its name."""
-    problems = {} if is_disabled() else _number_problems()
+    problems = variable_problems(disabled=is_disabled())
     for signal in SIGNALS:
         for exporter in _chosen_exporters(signal) - {"otlp", "none", "prometheus"}:
             name = f"OTEL_{signal.upper()}_EXPORTER"
@@ -140,21 +124,20 @@ def otlp_problems(endpoint: str) -> list[tuple[str, str]]:
             problems[_variable_name(signal, "PROTOCOL")] = text
         if not endpoint and not _is_url(_variable(signal, "ENDPOINT"), target.protocol):
             problems[_variable_name(signal, "ENDPOINT")] = "should be an http or https URL"
+        encoding = "ascii" if target.protocol == _GRPC else "latin-1"
+        if text := headers_problem(_variable(signal, "HEADERS"), encoding):
+            problems[_variable_name(signal, "HEADERS")] = text
+        if text := _compression_problem(_variable(signal, "COMPRESSION"), target.protocol):
+            problems[_variable_name(signal, "COMPRESSION")] = text
     return sorted(problems.items())
 
 
-def _number_problems() -> dict[str, str]:
-    """Return what is wrong with the variables that hold numbers; the exporters raise, or guess."""
-    problems = {}
-    for name in _NUMBERS:
-        text = os.environ.get(name, "")
-        try:
-            right = not text or (math.isfinite(float(text)) and float(text) > 0)
-        except ValueError:
-            right = False
-        if not right:
-            problems[name] = f"should be a number greater than 0; it is {text[:40]!r}"
-    return problems
+def _compression_problem(given: str, protocol: str) -> str:
+    """Return what is wrong with a way to compress; without any nothing is compressed."""
+    offered = ("gzip",) if protocol == _GRPC else ("gzip", "deflate", "none")
+    if not given or given.strip().lower() in offered:
+        return ""
+    return f"should be {' or '.join(offered)}; it is {given[:40]!r}"
 
 
 def span_exporter(target: Target, rejections: Rejections) -> SpanExporter:
@@ -195,7 +178,7 @@ def _has_own_session(signal: Signal) -> bool:
 
 
 def batch_limits(prefix: Literal["OTEL_BSP", "OTEL_BLRP"]) -> BatchLimits:
-    """Return the limits of a batch from OpenTelemetry's variables; what cannot be read is default."""
+    """Return the limits of a batch from OpenTelemetry's variables; a start has checked them."""
     default = BatchLimits()
     queue = _number(f"{prefix}_MAX_QUEUE_SIZE", default.queue)
     return BatchLimits(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -111,3 +114,42 @@ def test_the_older_servers_key_is_asked_for(tiny_model: Path) -> None:
             request = urllib.request.Request(url, headers={"Authorization": "Bearer geheim"})
             with urllib.request.urlopen(request, timeout=5) as answer:
                 assert 200 == answer.status
+
+
+@pytest.mark.parametrize(("command", "code"), [("serve", 2), ("doctor", 1)])
+def test_variables_that_are_wrong_are_said_and_nothing_starts(
+    command: str, code: int, tiny_model: Path
+) -> None:
+    """In one line each and before the SDK reads them: no traceback, and nobody sees a header's key."""
+    variables = {
+        "OTEL_BSP_MAX_QUEUE_SIZE": "1e4",
+        "OTEL_EXPORTER_OTLP_HEADERS": "x-tenant=a,Bearer geheim",
+        "OTEL_METRICS_EXEMPLAR_FILTER": "x",
+        "OTEL_PROPAGATORS": "x",
+        "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "x",
+        "OTEL_TRACES_SAMPLER": "typo",
+    }
+    flags = ["--model", str(tiny_model), "--port", "0", "--otlp-endpoint", "http://127.0.0.1:9"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mlx_pharos", command, *flags],
+        env=os.environ | variables, capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    said = done.stdout + done.stderr
+    assert code == done.returncode, said
+    assert all(
+        1 == len(re.findall(rf"^.*{name} .*should be", said, re.MULTILINE)) for name in variables
+    )
+    assert "Traceback" not in said
+    assert "geheim" not in said
+
+
+def test_a_server_starts_with_empty_variables(tiny_model: Path) -> None:
+    """They count as unset, also where the SDK takes them for a wrong value, or for no limit."""
+    names = ["METRICS_EXEMPLAR_FILTER", "TRACES_SAMPLER", "EXPORTER_OTLP_COMPRESSION"]
+    variables = {f"OTEL_{name}": "" for name in names}
+    with collector() as target:
+        flags = [*FLAGS, "--otlp-endpoint", target.endpoint]
+        with serve_model(tiny_model, *flags, variables=variables) as served:
+            _chat(served.address)
+        assert not [line for line in served.lines if "sampler" in line]
+        assert {TRACE} == {span.trace_id.hex() for span in target.spans()}
