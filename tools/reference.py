@@ -69,8 +69,8 @@ and `_count`.
 
 No attribute ever holds text from a request: what a client can make up is `{OTHER}`.
 
-Over OTLP histograms are exponential. Those that are marked *folded* are counted as plain integers
-rather than by OpenTelemetry's SDK, because they are many.
+Over OTLP histograms are exponential. All are counted as plain integers rather than by OpenTelemetry's
+SDK, because their values are many.
 """
 
 _VLLM = """## Names of vLLM

@@ -27,6 +27,7 @@ from opentelemetry.sdk.metrics import (
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.sdk.version import __version__ as sdk_version
 
 from .. import __version__
 from .content import captures_content
@@ -66,6 +67,8 @@ _MARGIN_SECONDS = 0.25
 """Of the budget, for what comes after the last export."""
 _SERIES = 1000
 """Series per instrument and reader at most; the closed sets of the catalog stay far below."""
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+"""Machines whose name in the semantic conventions is another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,11 +260,15 @@ def _resource() -> Resource:
             "service.version": __version__,
             "service.instance.id": str(uuid.uuid4()),
             "host.name": socket.gethostname(),
-            "host.arch": platform.machine(),
+            "host.arch": _ARCHITECTURES.get(platform.machine(), platform.machine()),
             "os.type": sys.platform,
             "process.pid": os.getpid(),
             "process.runtime.name": sys.implementation.name,
             "process.runtime.version": platform.python_version(),
+            # The SDK's own resource has these; its detectors are not asked for the rest.
+            "telemetry.sdk.language": "python",
+            "telemetry.sdk.name": "opentelemetry",
+            "telemetry.sdk.version": sdk_version,
         }
     )
     merged = known.merge(OTELResourceDetector().detect())
