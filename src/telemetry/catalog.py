@@ -146,12 +146,14 @@ _REQUESTS = (
     ),
     _histogram(
         "gen_ai.server.time_to_first_token", "s", _FIRST_TOKEN,
-        "Time from a generation request's arrival to its first token, successful ones only.",
+        "Time from a generation request's arrival until the engine had made its first token, successful "
+        "ones only.",
         *_GEN_AI,
     ),
     _histogram(
         "gen_ai.server.time_per_output_token", "s", _INTER_TOKEN,
-        "Mean time per token after the first of a request, successful ones only.",
+        "Mean time in which the engine made each token of a request after the first, successful ones "
+        "only.",
         *_GEN_AI,
     ),
     _histogram(
@@ -172,7 +174,8 @@ _REQUESTS = (
     ),
     _counter(
         "pharos.requests.finished", "{request}",
-        "Generation requests that ended: each of them once, whatever its end was.",
+        "Generation requests that ended: each of them once, whatever its end was. What is refused while "
+        "it is read, or for its host, origin or key, is none.",
         a.MODEL, a.FINISH_REASON, a.ERROR_TYPE,
     ),
     _gauge("pharos.requests.running", "{request}", "Sequences in prefill or decode.", a.MODEL),
@@ -195,7 +198,7 @@ _REQUESTS = (
     ),
     _counter(
         "pharos.admission.refusals", "{request}",
-        "Requests that were turned away before anything was started.", a.REFUSAL_REASON,
+        "Generation requests that were turned away before anything was started.", a.REFUSAL_REASON,
     ),
     _total(
         "pharos.requests.preempted", "{sequence}",

@@ -229,6 +229,6 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def first_token_seconds(self) -> float:
-        """From the request's arrival to its first token; 0 without one."""
+        """From the request's arrival to when its first token was made; 0 without one."""
         engine = self.generation.engine if self.generation else None
         return engine.first_token_at - self.started_at if engine and engine.first_token_at else 0.0
