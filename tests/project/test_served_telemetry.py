@@ -25,14 +25,14 @@ TRACE = "0af7651916cd43dd8448eb211c80319c"
 FLAGS = ("--served-model-name", "tiny", "--max-tokens", "8")
 
 
-def _chat(address: str) -> dict[str, Any]:
+def _chat(address: str, flags: str = "01") -> dict[str, Any]:
     body = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}
     request = urllib.request.Request(
         f"http://{address}/v1/chat/completions",
         data=json.dumps(body).encode(),
         headers={
             "Content-Type": "application/json",
-            "traceparent": f"00-{TRACE}-b7ad6b7169203331-01",
+            "traceparent": f"00-{TRACE}-b7ad6b7169203331-{flags}",
         },
     )
     with urllib.request.urlopen(request, timeout=15) as answer:
@@ -55,6 +55,18 @@ def test_a_request_is_a_trace_at_the_collector(tiny_model: Path) -> None:
         points = target.metrics()["pharos.tokens"].sum.data_points
         output = [each for each in points if attributes_of(each)["type"] == "output"]
         assert [usage["completion_tokens"]] == [each.as_int or each.as_double for each in output]
+
+
+def test_a_caller_decides_nothing_without_propagators(tiny_model: Path) -> None:
+    """Each request is a trace of the server's own, and its sampler's share is kept of all of them."""
+    variables = {"OTEL_PROPAGATORS": "none", "OTEL_TRACES_SAMPLER": "parentbased_always_on"}
+    with collector() as target:
+        flags = [*FLAGS, "--otlp-endpoint", target.endpoint]
+        with serve_model(tiny_model, *flags, variables=variables) as served:
+            _chat(served.address)
+            _chat(served.address, flags="00")
+        ids = {span.trace_id.hex() for span in target.spans()}
+        assert (2, True) == (len(ids), TRACE not in ids)
 
 
 @pytest.mark.parametrize("fault", ["dead", "silent", "unavailable"])
