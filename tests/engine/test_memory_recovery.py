@@ -40,6 +40,7 @@ def test_after_an_allocation_failed_everything_goes_on(
     assert engine.guard.size == engine.scheduler._runner.size
     engine.step(2000)
     assert 1 == engine.steps[-1].figures.prompt_cache_memory_evictions
+    assert 3 == engine.steps[-1].figures.preemptions
     assert ["buffer_cache", "prompt_cache", "shrink"] == [each.action for each in engine.reclaims]
     assert all(each.before_bytes > 0 and each.after_bytes > 0 for each in engine.reclaims)
     for request_id in (1, 2, 3):
@@ -57,6 +58,7 @@ def test_a_request_that_fails_twice_ends_and_new_work_is_refused_for_a_moment(
     GreedyRunner.failures = 2
     engine.step(3)
     assert [OUT_OF_MEMORY] == engine.ends(1)
+    assert 1 == engine.guard.preemptions  # it went back once, and ended the second time
     assert "refuse" == engine.reclaims[-1].action
     assert 0 < engine.guard.retry_seconds <= 3  # well within five, for those who come then
     engine.clock.now += 3

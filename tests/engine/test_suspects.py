@@ -112,6 +112,7 @@ def test_the_cause_of_a_failed_step_ends_alone(
     engine.submit(9, max_tokens=60, **culprit)
     engine.step(1000)
     assert ["RuntimeError"] == engine.ends(9)
+    assert 0 == engine.steps[-1].figures.preemptions  # they began again, but memory was not short
     _assert_spared(engine, undisturbed)
 
 

@@ -92,6 +92,7 @@ class MemoryGuard:
         self.largest_tokens = self.ledger.largest_tokens
         """Prompt and answer of the largest sequence that can ever run, at full size."""
         self.preemptions = 0
+        """Sequences that went back to the queue because memory had run short, as the scheduler counts."""
         self.preempt_youngest: Callable[[], None] = lambda: None
         """Set by the scheduler: puts the sequence that started last back into the queue."""
         self._prompt_cache = prompt_cache

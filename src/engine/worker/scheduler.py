@@ -240,6 +240,7 @@ class Scheduler:
         )
         self._runner.remove(youngest.key)
         self._requeue([youngest])
+        self._guard.preemptions += 1
 
     def _relieve(self) -> None:
         """Give way under pressure from outside, but go on with one."""
@@ -253,7 +254,6 @@ class Scheduler:
             self._guard.release(sequence)
             sequence.give_way()
             self._waiting.put_first([sequence])
-        self._guard.preemptions += len(sequences)
 
     def _run(self) -> None:
         """Run one step. One that fails interrupts the sequences in it, and ends no engine."""
@@ -369,6 +369,7 @@ class Scheduler:
             ended, reason = {each for each in requests if each.retried}, OUT_OF_MEMORY
             for request in requests:
                 request.retried = True
+            self._guard.preemptions += sum(each.request not in ended for each in interrupted)
         else:
             ended, reason = self._suspects.charge(requests), type(error).__name__
         self._requeue([each for each in interrupted if each.request not in ended])
