@@ -80,39 +80,43 @@ class ResidentMemory:
         self.initial: int | None = None
         """Bytes when :meth:`mark` was called first."""
         self.peak: int | None = None
-        """Bytes, the highest sum of any read."""
+        """Bytes, the highest sum that anybody's read has found; it never falls but by :meth:`reset`."""
 
     def read(self) -> dict[str, int]:
         """Return each process's bytes; one that has ended is missing."""
-        found = {}
         with self._lock:
-            processes = self._processes()
-            for ended in self._opened.keys() - processes.values():
-                del self._opened[ended]
-            for name, pid in processes.items():
-                size = self._size(pid)
-                if size is not None:
-                    found[name] = size
-        return found
+            return self._read()
 
     def total(self) -> int | None:
         """Return the bytes of all processes together; None where the system does not say."""
-        found = self.read()
-        if not found:
-            return None
-        total = sum(found.values())
-        self.peak = total if self.peak is None else max(self.peak, total)
-        return total
+        return _sum(self.read())
 
     def mark(self) -> None:
         """Take the initial figure, once."""
-        if self.initial is None:
-            self.initial = self.total()
+        with self._lock:
+            if self.initial is None:
+                self.initial = _sum(self._read())
 
     def reset(self) -> None:
         """Begin again: the initial figure and the highest one are those of now."""
-        self.initial = self.peak = None
-        self.mark()
+        with self._lock:
+            self.peak = None
+            self.initial = _sum(self._read())
+
+    def _read(self) -> dict[str, int]:
+        """Read, and keep the sum where it is the highest. With the lock held."""
+        found = {}
+        processes = self._processes()
+        for ended in self._opened.keys() - processes.values():
+            del self._opened[ended]
+        for name, pid in processes.items():
+            size = self._size(pid)
+            if size is not None:
+                found[name] = size
+        total = _sum(found)
+        if total is not None and (self.peak is None or total > self.peak):
+            self.peak = total
+        return found
 
     def _size(self, pid: int) -> int | None:
         try:
@@ -122,3 +126,7 @@ class ResidentMemory:
         except (psutil.Error, OSError):
             self._opened.pop(pid, None)
             return None
+
+
+def _sum(sizes: Mapping[str, int]) -> int | None:
+    return sum(sizes.values()) if sizes else None

@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+import threading
 
 import psutil
 import pytest
 
+from mlx_pharos.telemetry import memory as module
 from mlx_pharos.telemetry.memory import ResidentMemory
 
 _MIB = 2**20
@@ -54,3 +56,51 @@ def test_processes_that_have_ended_keep_no_file_open() -> None:
     assert open_files[0] == open_files[-1]
     now.clear()
     assert {} == memory.read()
+
+
+def _sized(monkeypatch: pytest.MonkeyPatch, sizes: list[int]) -> ResidentMemory:
+    """Return a memory of one process that has these sizes, look by look."""
+
+    class Sized:
+        def __init__(self, pid: int) -> None:
+            assert pid == 1
+
+        def size(self) -> int:
+            return sizes.pop(0)
+
+    monkeypatch.setattr(module, "_Process", Sized)
+    return ResidentMemory(lambda: {"engine": 1})
+
+
+def test_the_peak_is_the_highest_that_anybody_saw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of who asks for each process, as a scrape does; it begins again after a reset alone."""
+    memory = _sized(monkeypatch, [50, 900, 60, 70])
+    memory.mark()
+    assert {"engine": 900} == memory.read()
+    assert (60, 900, 50) == (memory.total(), memory.peak, memory.initial)
+    memory.reset()
+    assert (70, 70) == (memory.peak, memory.initial)
+
+
+def test_the_peak_does_not_fall_when_two_look_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second thread sees more while the first one compares what it saw."""
+
+    class Slow(int):
+        """A size that is compared for as long as the other thread takes, if it is let."""
+
+        def __radd__(self, other: int) -> Slow:
+            return Slow(int(self) + other)
+
+        def __gt__(self, other: int) -> bool:
+            threads.append(threading.Thread(target=memory.total))
+            threads[-1].start()
+            threads[-1].join(0.3)
+            return int(self) > other
+
+    threads: list[threading.Thread] = []
+    memory = _sized(monkeypatch, [50, Slow(100), 200])
+    assert (50, 50) == (memory.total(), memory.peak)
+    assert 100 == memory.total()
+    (other,) = threads
+    other.join(10)
+    assert 200 == memory.peak
