@@ -98,7 +98,7 @@ class EngineClient:
         self._draining = False
         self._ids = itertools.count(1)
         self._calls = itertools.count()
-        self._last_step: Step | None = None
+        self._last_report: Step | Loaded | None = None
         self._listener_failed = False
         self.on_step: Callable[[Step], None] = _ignore
         """Told of each step in the reader thread before anybody else; must be quick."""
@@ -170,9 +170,8 @@ class EngineClient:
         return self._supervision.wait_gone(timeout)
 
     def snapshot(self) -> EngineSnapshot:
-        """Return the figures of the engine's last step, and who waits for it."""
-        limit = self.loaded.prompt_cache_limit_bytes if self.loaded else 0
-        return EngineSnapshot.of(self._last_step, limit, self.in_flight)
+        """Return what the engine told last, and who waits for it."""
+        return EngineSnapshot.of(self._last_report, self.loaded, self.in_flight)
 
     def submit(
         self, prompt: Prompt, sampling: Sampling, **options: Unpack[SubmitOptions]
@@ -234,7 +233,7 @@ class EngineClient:
     def take(self, message: FromEngine) -> None:
         """Hand the events of a message to their requests."""
         if isinstance(message, Step):
-            self._last_step = message
+            self._last_report = message
             self._tell(lambda: self.on_step(message))
             for event in message.events:
                 if type(event) is Delta:
@@ -246,7 +245,7 @@ class EngineClient:
 
     def lose_engine(self, ending: str, at: float) -> Collection[float]:
         """Hold the requests for the next engine, and end those that were in too many deaths."""
-        self._last_step = None
+        self._last_report = None
         verdict = self._in_flight.interrupt(ending, at)
         if self.state is not EngineState.STOPPED:
             _log.error(
@@ -266,8 +265,9 @@ class EngineClient:
             self._end(flight, _cancelled())
         return verdict.pardoned
 
-    def gain_engine(self, loaded: Loaded) -> None:  # noqa: ARG002
+    def gain_engine(self, loaded: Loaded) -> None:
         """Let the requests go on."""
+        self._last_report = loaded
         self._tell(self.on_loaded)
         self._in_flight.open()
         self._send()

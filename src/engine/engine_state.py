@@ -6,11 +6,11 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self, TypedDict
 
-from .protocol import StepFigures
+from .protocol import Step, StepFigures
 
 if TYPE_CHECKING:
     from ..resilience.reservation import Reservation
-    from .protocol import Step
+    from .protocol import Loaded
 
 __all__ = ["Endurance", "EngineSnapshot", "EngineState", "SubmitOptions"]
 
@@ -48,7 +48,7 @@ class Endurance:
 
 @dataclass(frozen=True, slots=True)
 class EngineSnapshot:
-    """What the engine reported with its last step, zeros before the first; and who waits for it."""
+    """What the engine reported last: with a step, or when it was ready; and who waits for it."""
 
     running: int = 0
     waiting: int = 0
@@ -62,22 +62,38 @@ class EngineSnapshot:
     at: float = 0.0
     """When the step was, monotonic seconds; 0 before the first."""
     figures: StepFigures = field(default_factory=StepFigures)
+    measured: bool = False
+    """Whether there is an engine that has said all this. Without one the figures are zeros: of what
+    runs and is stored because nothing is, of memory because nobody knows."""
 
     @classmethod
-    def of(cls, step: Step | None, prompt_cache_limit_bytes: int, in_flight: int) -> Self:
-        """Return the figures of a step; of none, zeros."""
-        if step is None:
-            return cls(waiting=in_flight, prompt_cache_limit_bytes=prompt_cache_limit_bytes)
+    def of(cls, last: Step | Loaded | None, loaded: Loaded | None, in_flight: int) -> Self:
+        """Return the figures of what an engine said last; of none, zeros.
+
+        Args:
+            last: What the engine that is there said last; None without one.
+            loaded: What the last engine said that was ready; None before the first.
+            in_flight: Sequences, by the server's own books.
+        """
+        limit = loaded.prompt_cache_limit_bytes if loaded else 0
+        if not isinstance(last, Step):
+            return cls(
+                waiting=in_flight,
+                prompt_cache_limit_bytes=limit,
+                figures=last.figures if last else StepFigures(),
+                measured=last is not None,
+            )
         return cls(
-            running=step.running,
-            waiting=max(0, in_flight - step.running),
-            prompt_cache_entries=step.prompt_cache_entries,
-            prompt_cache_bytes=step.prompt_cache_bytes,
-            prompt_cache_hits=step.prompt_cache_hits,
-            prompt_cache_misses=step.prompt_cache_misses,
-            prompt_cache_limit_bytes=prompt_cache_limit_bytes,
-            at=step.at,
-            figures=step.figures,
+            running=last.running,
+            waiting=max(0, in_flight - last.running),
+            prompt_cache_entries=last.prompt_cache_entries,
+            prompt_cache_bytes=last.prompt_cache_bytes,
+            prompt_cache_hits=last.prompt_cache_hits,
+            prompt_cache_misses=last.prompt_cache_misses,
+            prompt_cache_limit_bytes=limit,
+            at=last.at,
+            figures=last.figures,
+            measured=True,
         )
 
 

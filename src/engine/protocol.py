@@ -160,6 +160,8 @@ class Loaded(Message):
     expansion: str
     """A sentence: whether the weights were expanded to float32, and why or why not."""
     load_seconds: float
+    figures: StepFigures
+    """What was measured when it was ready: true until its first :class:`Step`."""
     weights_bytes: int = 0
     """What MLX holds for the model itself, measured."""
     ledger_limit_bytes: int = 0

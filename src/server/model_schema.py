@@ -76,12 +76,12 @@ class CacheSummary(StrictModel):
 
 
 class MemorySummary(StrictModel):
-    """Memory beside the model, as the engine last reported it; zeros before the model is loaded."""
+    """Memory, as the engine last reported it; zeros before the model is loaded."""
 
     weights_bytes: int = Field(description="What the model itself takes.")
     limit_bytes: int = Field(description="What may be promised to requests.")
     reserved_bytes: int = Field(description="What is promised to those that run.")
-    held_bytes: int = Field(description="What MLX holds in all.")
+    held_bytes: int = Field(description="What MLX holds in all; 0 while no engine is ready.")
     largest_request_tokens: int = Field(
         description="Prompt and answer of the largest request that fits when it is alone."
     )

@@ -245,8 +245,11 @@ class _Engine:
         return self._engine.silent_seconds
 
     def mlx_memory(self) -> Iterable[Reading]:
-        """What MLX said with the last step."""
-        figures = self._engine.snapshot().figures
+        """What MLX said with the last step, or when the model was loaded; unknown without an engine."""
+        snapshot = self._engine.snapshot()
+        if not snapshot.measured:
+            return
+        figures = snapshot.figures
         sizes = {
             "mlx_active": figures.mlx_active_bytes,
             "mlx_cache": figures.mlx_cache_bytes,

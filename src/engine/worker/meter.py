@@ -35,7 +35,8 @@ class StepMeter:
         self._prompt_cache = prompt_cache
         self._guarded_cache = cache
         self._spell = _Spell()
-        self._peak = 0
+        mx.reset_peak_memory()  # what loading and calibrating took is no part of serving
+        self._peak = mx.get_active_memory()
         self._began = 0.0
         self._seconds = 0.0
         self._batch_size = 0
@@ -63,11 +64,11 @@ class StepMeter:
             prompt_cache_bytes=cache.size_bytes,
             prompt_cache_hits=cache.hits,
             prompt_cache_misses=cache.misses,
-            figures=self._figures(runner, running=running),
+            figures=self.figures(runner, running=running),
         )
 
-    def _figures(self, runner: Runner, *, running: int) -> StepFigures:
-        """Return what the step measured, and forget its time."""
+    def figures(self, runner: Runner, *, running: int) -> StepFigures:
+        """Return what is so now, and what the step measured, whose time is forgotten."""
         seconds, self._seconds = self._seconds, 0.0
         batch_size, self._batch_size = self._batch_size, 0
         used, reserved = self._kv_bytes(runner, running)

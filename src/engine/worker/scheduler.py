@@ -14,16 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ...resilience.error_handler import ErrorHandler
-from ..protocol import (
-    OUT_OF_MEMORY,
-    Alive,
-    Cancel,
-    Delta,
-    Failed,
-    Ping,
-    PrefillProgress,
-    Started,
-)
+from ..protocol import OUT_OF_MEMORY, Alive, Cancel, Delta, Failed, Ping, PrefillProgress, Started
 from .guarded_cache import GuardedCache
 from .inbox import Arrived, Closed, Prepared, Starved, Unwanted, Withdrawn
 from .job import make_job
@@ -37,7 +28,7 @@ from .waiting import WaitingSequences
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..protocol import FinishReason, StepEvent, TokenLogprob
+    from ..protocol import FinishReason, StepEvent, StepFigures, TokenLogprob
     from .inbox import InboxItem, Outbox
     from .memory_guard import MemoryGuard
     from .prompt_cache import PromptCache
@@ -108,6 +99,10 @@ class Scheduler:
     def idle(self) -> bool:
         """Whether there is nothing to do until something arrives."""
         return not (self._running or self._waiting or self._events)
+
+    def figures(self) -> StepFigures:
+        """Return what is measured between two steps; of the MLX thread, as all else here."""
+        return self._meter.figures(self._runner, running=len(self._running))
 
     def run(self) -> None:
         """Step until the pipe closes; wait without cost while there is nothing to do."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
     from ..models.blas import BlasPreload
+    from ..protocol import StepFigures
     from .inbox import Outbox
     from .memory_guard import MemoryGuard
     from .prompt_cache import PromptCache
@@ -94,7 +95,8 @@ def load_engine(
         outbox=outbox,
         before_step=blas.threads.adjust if blas.threads else lambda: None,
     )
-    outbox.send(_report(loaded, blas, guard, prompt_cache, seconds=time.monotonic() - begin))
+    report = partial(_report, loaded, blas, guard, prompt_cache, figures=scheduler.figures())
+    outbox.send(report(seconds=time.monotonic() - begin))
     return Engine(scheduler, inbox)
 
 
@@ -104,6 +106,7 @@ def _report(
     guard: MemoryGuard,
     prompt_cache: PromptCache,
     *,
+    figures: StepFigures,
     seconds: float,
 ) -> Loaded:
     return Loaded(
@@ -120,6 +123,7 @@ def _report(
         sampling=_recommended(loaded.generation_defaults),
         expansion=loaded.expansion,
         load_seconds=seconds,
+        figures=figures,
         weights_bytes=guard.weights_bytes,
         ledger_limit_bytes=guard.ledger.limit_bytes,
         largest_tokens=guard.largest_tokens,
