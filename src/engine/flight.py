@@ -58,7 +58,6 @@ class Flight:
     lost: tuple[str, float] = ("", 0.0)
     """How and when its last engine ended."""
     accepted_at: float = 0.0
-    prefill_at: float = 0.0
     first_token_at: list[float] = field(default_factory=list)
     sent_tokens: list[int] = field(default_factory=list)
     """Tokens of each choice when it was sent last."""
@@ -106,6 +105,7 @@ class Flight:
         tokens = self.tokens[delta.choice]
         if not tokens:
             self.first_token_at[delta.choice] = at
+            self.generation.first_token_at = self.generation.first_token_at or at
         tokens += delta.tokens
 
     def take(self, event: RequestEvent) -> RequestEvent | None:
@@ -113,11 +113,10 @@ class Flight:
         match event:
             case Finish():
                 self.ended.add(event.choice)
-                return event if self.sends == 1 else self._with_true_times(event)
+                return event if self.sends == 1 else self._with_first_figures(event)
             case Started():
                 self.stage = Stage.RUNNING
-                self.prefill_at = self.prefill_at or event.at
-                self.generation.has_begun = True
+                self.generation.begun = self.generation.begun or event
                 return None
             case Accepted():
                 self.stage = Stage.WAITING
@@ -130,12 +129,16 @@ class Flight:
                 pass
         return event
 
-    def _with_true_times(self, finish: Finish) -> Finish:
-        """Put the times of the first engine that got so far in place of the last one's."""
-        first_token_at = self.first_token_at[finish.choice]
+    def _with_first_figures(self, finish: Finish) -> Finish:
+        """Put the figures of the first engine that got so far in place of the last one's."""
+        begun = self.generation.begun
+        if begun is None:
+            return msgspec.structs.replace(finish, accepted_at=self.accepted_at)
+        leads = begun.choice == finish.choice
         return msgspec.structs.replace(
             finish,
             accepted_at=self.accepted_at,
-            prefill_at=self.prefill_at or finish.prefill_at,
-            first_token_at=first_token_at or finish.first_token_at,
+            prefill_at=begun.at,
+            cached_tokens=begun.cached_tokens if leads else finish.cached_tokens,
+            first_token_at=self.first_token_at[finish.choice] or finish.first_token_at,
         )

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    from .protocol import Started
+
 __all__ = ["Generation", "Resumed", "phase_of"]
 
 _REJECTIONS = {
@@ -93,8 +95,11 @@ class Generation:
         self._looked_in = -1.0
         """The number of the pace in which it was looked last."""
         self._unfinished = n
-        self.has_begun = False
-        """Whether an engine has begun with it, by what the reader thread knows."""
+        self.begun: Started | None = None
+        """What the first engine said that began with it; None before. Of its first choice, the only
+        one that looks for the prompt in the cache. Set by the reader thread, once."""
+        self.first_token_at = 0.0
+        """When an engine sent the first token of any choice; 0 before. Set as ``begun`` is."""
         self._cancel = cancel
         self._closed = False
         self._waiting: queue.SimpleQueue[RequestEvent | Resumed | PharosError] = queue.SimpleQueue()
@@ -135,6 +140,11 @@ class Generation:
                 events.append(self._checked(item))
                 item = self._waiting.get_nowait()
         return events
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether an engine has begun with it, by what the reader thread knows."""
+        return self.begun is not None
 
     @property
     def ended(self) -> bool:

@@ -218,6 +218,9 @@ class Started(Message):
     id: int
     choice: int
     at: float
+    """Where it begins again after a failed step: when it did first, as in its :class:`Finish`."""
+    cached_tokens: int = 0
+    """As in its :class:`Finish`, which may never come."""
 
 
 class PrefillProgress(Message):

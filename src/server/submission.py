@@ -36,8 +36,6 @@ class Submission:
     """Generated tokens of choices that have not ended."""
     accepted_at: float = 0.0
     """The engine's clock; 0 before."""
-    first_received_at: float = 0.0
-    """When the first token came here; 0 before."""
     finishes: dict[int, Finish] = field(default_factory=dict)
     """Of the choices that have ended."""
     echo: str = ""
@@ -76,12 +74,24 @@ class Submission:
 
     @property
     def cached_tokens(self) -> int:
-        """Prompt tokens of the first choice that came from the prompt cache.
+        """Prompt tokens of the first choice that came from the prompt cache; known once it begins.
 
         The others read what that one has just stored.
         """
-        first = self.finishes.get(0)
-        return first.cached_tokens if first else 0
+        begun = self.generation.begun
+        return begun.cached_tokens if begun else 0
+
+    @property
+    def prefill_at(self) -> float:
+        """When the first choice left the queue, by the engine's clock; 0 before."""
+        begun = self.generation.begun
+        return begun.at if begun else 0.0
+
+    @property
+    def first_token_at(self) -> float:
+        """When the first token that came here was made, by the engine's clock; 0 before."""
+        exact = [each.first_token_at for each in self.finishes.values()]
+        return _first([*exact, self.generation.first_token_at if self.received_tokens else 0.0])
 
     @property
     def completion_tokens(self) -> int:
@@ -93,7 +103,6 @@ class Submission:
         match event:
             case Delta():
                 self.received_tokens += len(event.tokens)
-                self.first_received_at = self.first_received_at or time.monotonic()
             case Accepted():
                 self.accepted_at = event.at
                 self.prompt_tokens = event.prompt_tokens
@@ -132,10 +141,13 @@ class Submission:
 def combined_report(submissions: Sequence[Submission]) -> EngineReport:
     """Return the figures of all submissions of a call.
 
-    Where the engine did not say how a choice ended, because it died or failed,
-    the figures are those of what came here.
+    Where the engine did not say how a choice ended, because it died or failed or is
+    still busy with a step, the figures are those of what it had said before, and there is
+    no time of the end.
     """
     finishes = [finish for each in submissions for _, finish in sorted(each.finishes.items())]
+    unfinished = any(each.unfinished for each in submissions)
+    ends = [] if unfinished else [each.finished_at for each in finishes]
     decoded = [each for each in finishes if each.completion_tokens > 1 and each.first_token_at]
     return EngineReport(
         endings=tuple(finish.reason for finish in finishes),
@@ -144,9 +156,9 @@ def combined_report(submissions: Sequence[Submission]) -> EngineReport:
         completion_tokens=sum(map(_generated, submissions)),
         longest_completion=max((each.completion_tokens for each in finishes), default=0),
         accepted_at=_first(each.accepted_at for each in submissions),
-        prefill_at=_first(each.prefill_at for each in finishes if _was_started(each)),
-        first_token_at=_first(time for each in submissions for time in _first_tokens(each)),
-        finished_at=max((each.finished_at for each in finishes), default=0.0),
+        prefill_at=_first(each.prefill_at for each in submissions),
+        first_token_at=_first(each.first_token_at for each in submissions),
+        finished_at=max(ends, default=0.0),
         decode_seconds=sum(each.finished_at - each.first_token_at for each in decoded),
         decode_intervals=sum(each.completion_tokens - 1 for each in decoded),
         resumptions=tuple(each for submission in submissions for each in submission.resumptions),
@@ -166,16 +178,6 @@ def _generated(submission: Submission) -> int:
     if submission.unfinished:
         return max(submission.received_tokens, submission.completion_tokens)
     return submission.completion_tokens
-
-
-def _was_started(finish: Finish) -> bool:
-    """Whether the sequence left the queue: one that did not has its end for a beginning."""
-    return bool(finish.first_token_at) or finish.prefill_at < finish.finished_at
-
-
-def _first_tokens(submission: Submission) -> Iterable[float]:
-    known = [each.first_token_at for each in submission.finishes.values()]
-    return known if any(known) else [submission.first_received_at]
 
 
 def _first(times: Iterable[float]) -> float:

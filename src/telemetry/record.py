@@ -87,11 +87,17 @@ class EngineReport(msgspec.Struct, frozen=True, kw_only=True):
     prefill_at: float = 0.0
     first_token_at: float = 0.0
     finished_at: float = 0.0
+    """When the last sequence ended; 0 as long as the engine has not said so of all."""
     decode_seconds: float = 0.0
     """From first to last token, over all sequences."""
     decode_intervals: int = 0
     """The intervals between tokens in it."""
     resumptions: tuple[Resumption, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every sequence came to an end of its own; none was cut off."""
+        return self.finished_at > 0 and "cancelled" not in self.endings
 
 
 class GenerationRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -103,13 +103,13 @@ def _fold_success(
 
 
 def _fold_phases(series: GenerationSeries, engine: EngineReport, mark: SpanContext) -> None:
-    """Record phases that were begun and ended."""
+    """Record phases that came to their own end; what was cut off has a span and is no sample."""
     prefill_at, first_token_at = engine.prefill_at, engine.first_token_at
     if prefill_at:
         series.queue.fold(max(0.0, prefill_at - engine.accepted_at), mark=mark)
     if prefill_at and first_token_at:
         series.prefill.fold(max(0.0, first_token_at - prefill_at), mark=mark)
-    if first_token_at and engine.finished_at:
+    if first_token_at and engine.complete:
         series.decode.fold(max(0.0, engine.finished_at - first_token_at), mark=mark)
 
 

@@ -8,7 +8,7 @@ request's telemetry may cost, in the thread that answers.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode
@@ -47,6 +47,16 @@ class BegunSpan:
     """Whether anybody will see it."""
 
 
+class _Phase(NamedTuple):
+    """Times of the record."""
+
+    name: str
+    begin: float
+    end: float
+    cut: bool
+    """Whether it did not come to its own end: an error or the client's leaving ended it."""
+
+
 class RequestSpan(ReadableSpan):
     """The span of an HTTP request, which knows those within it."""
 
@@ -71,7 +81,7 @@ class RequestSpan(ReadableSpan):
         self._tracer = tracer
         self._scope = scope
         self._offset_ns = begun.start_ns - int(record.started_at * 1e9)
-        self._phases = _phases(record.generation.engine) if record.generation else []
+        self._phases = _phases(record)
 
     @property
     def size(self) -> int:
@@ -91,14 +101,23 @@ class RequestSpan(ReadableSpan):
             events=_generation_events(generation.engine, self._ns),
             status=_FAILED if generation.failed else _UNSET,
         )
-        phases = [self._within(name, whole.context, times) for name, *times in self._phases]
-        return [whole, *phases]
+        return [whole, *(self._phase(each, whole.context, generation) for each in self._phases)]
+
+    def _phase(
+        self, phase: _Phase, parent: SpanContext, generation: GenerationRecord
+    ) -> ReadableSpan:
+        """Make the span of a phase; one that was cut off says by what."""
+        fields: dict[str, Any] = {}
+        if phase.cut and generation.error_type:
+            fields["attributes"] = {a.ERROR_TYPE.name: generation.error_type}
+            fields["status"] = _FAILED if generation.failed else _UNSET
+        return self._within(phase.name, parent, (phase.begin, phase.end), **fields)
 
     def _within(
         self,
         name: str,
         parent: SpanContext,
-        times: tuple[float, float] | list[float],
+        times: tuple[float, float],
         **fields: Any,  # noqa: ANN401 - those of ReadableSpan
     ) -> ReadableSpan:
         context = SpanContext(
@@ -176,14 +195,23 @@ class EachSpan(SpanProcessor):
         return self._processor.force_flush(timeout_millis)
 
 
-def _phases(engine: EngineReport) -> list[tuple[str, float, float]]:
-    """Return the phases whose two ends the engine has measured."""
+def _phases(record: RequestRecord) -> list[_Phase]:
+    """Return the phases that were begun.
+
+    Each lasts until the next one began, decode until the last token. One that was cut off lasts
+    until the request ended, or until the engine says that it stopped before.
+    """
+    if record.generation is None:
+        return []
+    engine = record.generation.engine
+    last = min(engine.finished_at or record.ended_at, record.ended_at)
     times = (
-        ("queue", engine.accepted_at, engine.prefill_at or engine.finished_at),
-        ("prefill", engine.prefill_at, engine.first_token_at or engine.finished_at),
-        ("decode", engine.first_token_at, engine.finished_at),
+        ("queue", engine.accepted_at, engine.prefill_at),
+        ("prefill", engine.prefill_at, engine.first_token_at),
+        ("decode", engine.first_token_at, engine.finished_at if engine.complete else 0.0),
     )
-    return [(name, begin, end) for name, begin, end in times if 0 < begin <= end]
+    phases = [_Phase(name, begin, end or last, not end) for name, begin, end in times]
+    return [each for each in phases if 0 < each.begin <= each.end]
 
 
 def _generation_events(engine: EngineReport, ns: Callable[[float], int]) -> list[Event]:

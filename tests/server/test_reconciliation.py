@@ -317,9 +317,9 @@ def test_durations_sum_up_to_the_same_everywhere(books: Books) -> None:
         "http.server.request.duration": server,
         "gen_ai.server.request.duration": generations,
         "gen_ai.server.time_to_first_token": [each for each in firsts if each],
-        "pharos.request.queue.duration": _phase(books, "queue", "prompt_cache.lookup"),
-        "pharos.request.prefill.duration": _phase(books, "prefill", "first_token"),
-        "pharos.request.decode.duration": _phase(books, "decode", "first_token"),
+        "pharos.request.queue.duration": _phase(books, "queue"),
+        "pharos.request.prefill.duration": _phase(books, "prefill"),
+        "pharos.request.decode.duration": _phase(books, "decode"),
     }
     for name, figures in spans.items():
         scraped = books.scraped_seconds(f"{name.replace('.', '_')}_seconds")
@@ -330,13 +330,34 @@ def test_durations_sum_up_to_the_same_everywhere(books: Books) -> None:
             assert scraped == pytest.approx(sum(lines[name]), abs=ROUNDED * len(lines[name])), name
 
 
-def _phase(books: Books, name: str, event: str) -> list[float]:
-    """Return the seconds of a phase, of those generations that came to its end."""
-    return [
-        seconds(inner[name])
-        for span, inner in books.generations()
-        if name in inner and seconds_until(span, event) is not None
-    ]
+def _phase(books: Books, name: str) -> list[float]:
+    """Return the seconds of a phase, where it came to its end: the span of one that did not says why."""
+    phases = [inner[name] for _, inner in books.generations() if name in inner]
+    return [seconds(each) for each in phases if "error.type" not in attributes_of(each)]
+
+
+def test_what_was_cut_off_says_by_what(books: Books) -> None:
+    """The phase in which a request was has its error and ends with it; no phase of a whole answer does."""
+    errors = set()
+    for span, inner in books.generations():
+        given = attributes_of(span)
+        cut = [each for each in inner.values() if "error.type" in attributes_of(each)]
+        assert len(cut) <= (given["finish_reason"] not in {"stop", "length"})
+        for each in cut:
+            assert {"error.type": given["error.type"]} == attributes_of(each)
+            assert each.start_time_unix_nano == max(
+                other.start_time_unix_nano for other in inner.values()
+            )
+            assert span.start_time_unix_nano <= each.start_time_unix_nano
+            assert each.end_time_unix_nano <= span.end_time_unix_nano
+            errors.add(given["error.type"])
+    assert {
+        "client_gone",
+        "deadline_exceeded",
+        "engine_died",
+        "queue_timeout",
+        "shutdown",
+    } <= errors
 
 
 def test_lookups_agree(books: Books) -> None:

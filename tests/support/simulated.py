@@ -121,7 +121,7 @@ def _report(draw: random.Random, end: str, begin: float, now: float) -> EngineRe
         accepted_at=begin,
         prefill_at=begin + (now - begin) * 0.1,
         first_token_at=first,
-        finished_at=now,
+        finished_at=0.0 if end == "died" else now,
         decode_seconds=now - first,
         decode_intervals=tokens - 1,
     )

@@ -233,6 +233,52 @@ def test_a_client_that_leaves_ends_the_request(bench: _Bench) -> None:
     assert 0 == sum(point.count for point in bench.points("gen_ai.server.time_to_first_token"))
 
 
+@pytest.mark.parametrize(
+    ("times", "phases", "ends"),
+    [
+        ({"finished_at": 0.0}, (1, 1, 0), {"queue": 0.3, "prefill": 0.6, "decode": 2.0}),
+        ({"first_token_at": 0.0, "finished_at": 0.0}, (1, 0, 0), {"queue": 0.3, "prefill": 2.0}),
+        (
+            {"prefill_at": 0.0, "first_token_at": 0.0, "finished_at": 0.0},
+            (0, 0, 0),
+            {"queue": 2.0},
+        ),
+        # The engine said when it stopped: before the request's end, or after it.
+        ({"endings": ("cancelled",)}, (1, 1, 0), {"queue": 0.3, "prefill": 0.6, "decode": 1.6}),
+        (
+            {"endings": ("cancelled",), "finished_at": 1002.5},
+            (1, 1, 0),
+            {"queue": 0.3, "prefill": 0.6, "decode": 2.0},
+        ),
+    ],
+)
+def test_a_phase_that_was_cut_off_is_a_span_and_no_sample(
+    bench: _Bench, times: dict[str, Any], phases: tuple[int, ...], ends: dict[str, float]
+) -> None:
+    """The last one ends with the request and says why; those before it are as always."""
+
+    def stream() -> Iterator[bytes]:
+        bench.now += 2.0
+        yield b"x"
+
+    draft = _draft(msgspec.structs.replace(REPORT, **({"endings": ()} | times)))
+    draft.fail(EngineDiedError("died"))
+    bench.call(draft, body=stream)
+    counts = [
+        sum(point.count for point in bench.points(f"pharos.request.{name}.duration"))
+        for name in ("queue", "prefill", "decode")
+    ]
+    assert [*phases] == counts
+    spans = {name: bench.span(name) for name in ends}
+    assert 2 + len(ends) == len(bench.exporter.get_finished_spans())
+    for name, end in ends.items():
+        assert ((spans[name].end_time or 0) / 1e9 - 1000) == pytest.approx(end)
+    *before, last = spans.values()
+    assert {"error.type": "engine_died"} == dict(last.attributes or {})
+    assert StatusCode.ERROR is last.status.status_code
+    assert not any(each.attributes for each in before)
+
+
 def test_a_refusal_is_traced_and_no_latency(bench: _Bench) -> None:
     """A refused request is counted, traced and logged, and the latency window knows nothing of it."""
     draft = _draft()

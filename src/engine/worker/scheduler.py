@@ -219,7 +219,8 @@ class Scheduler:
         sequence.key = self._runner.insert(job)
         self._running[sequence.key] = sequence
         # At once: the server must know what was in a step that the engine did not survive.
-        self._outbox.send(Started(request.id, sequence.choice, sequence.prefill_at))
+        cached = sequence.cached_tokens
+        self._outbox.send(Started(request.id, sequence.choice, sequence.prefill_at, cached))
 
     def _grow(self) -> None:
         """Reserve what the next step may add; where there is no room the youngest gives way."""
