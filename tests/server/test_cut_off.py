@@ -51,7 +51,7 @@ class _Stage:
     def send(self, rest: str = "", **fields: Any) -> socket.socket:
         """Ask for an answer without an end, to a prompt that begins like the one in the cache."""
         prompt = _PREFIX + rest
-        body = {"prompt": prompt, "max_tokens": 60_000, "temperature": 0} | fields
+        body: dict[str, Any] = {"prompt": prompt, "max_tokens": 60_000, "temperature": 0} | fields
         return self.server.send(COMPLETIONS, model="tiny", stream=True, **body)
 
     def line(self) -> dict[str, Any]:
@@ -76,7 +76,9 @@ class _Stage:
 
 
 @contextmanager
-def _stage(directory: Path, serving: Callable[..., Any]) -> Iterator[_Stage]:
+def _stage(
+    directory: Path, serving: Callable[..., Any], *, crash_budget: int = 0
+) -> Iterator[_Stage]:
     model = write_dangerous_model(directory / "model", context_length=65536)
     with access_log() as log, collector() as target:
         options = TelemetryOptions(model="tiny", otlp_endpoint=target.endpoint)
@@ -85,7 +87,7 @@ def _stage(directory: Path, serving: Callable[..., Any]) -> Iterator[_Stage]:
             model,
             telemetry=telemetry,
             trust_remote_code=True,
-            endurance=Endurance(crash_budget=0),
+            endurance=Endurance(crash_budget=crash_budget),
             restarts=RestartPolicy(limit=9, longest_delay_seconds=0.1),
         ) as server:
             body = {"model": "tiny", "prompt": _PREFIX, "max_tokens": 2}
@@ -96,7 +98,7 @@ def _stage(directory: Path, serving: Callable[..., Any]) -> Iterator[_Stage]:
 
 @pytest.fixture
 def stage(tmp_path: Path, serving: Callable[..., Any]) -> Iterator[_Stage]:
-    """One whose engine may die once under a request."""
+    """One on which no request survives its engine."""
     with _stage(tmp_path, serving) as found:
         yield found
 
@@ -182,7 +184,7 @@ def test_a_step_that_fails_in_prefill(stage: _Stage) -> None:
 @pytest.mark.parametrize("decoding", [False, True], ids=["prefill", "decode"])
 def test_a_client_that_leaves_during_a_long_step(stage: _Stage, *, decoding: bool) -> None:
     """Nobody waits for the engine's word, which comes when the step is over."""
-    connection = stage.send("" if decoding else f"{SLOWS}{_PREFIX[7:]}" * 3)
+    connection = stage.send("" if decoding else SLOWS * 2000)
     if decoding:
         _read_text(connection)
     wait_until(lambda: _has_begun(stage.server))
@@ -215,8 +217,7 @@ def test_a_client_that_leaves_between_two_steps(stage: _Stage) -> None:
 
 def test_a_whole_answer_after_an_engines_end(tmp_path: Path, serving: Callable[..., Any]) -> None:
     """What was found in the first engine's cache was not computed, though the next one has none."""
-    with _stage(tmp_path, serving) as stage:
-        stage.server.engine._in_flight._crash_budget = 2
+    with _stage(tmp_path, serving, crash_budget=1) as stage:
         with stage.send(max_tokens=4000) as connection:
             _read_text(connection)
             os.kill(stage.server.engine.pid, signal.SIGKILL)
