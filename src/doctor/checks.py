@@ -23,7 +23,8 @@ import psutil
 from ..config import ConfigurationError, ConfigValidator
 from ..engine.models.machine import available_memory, memory_limit, usable_cores
 from ..resilience.sizing import OTHER_FILES, connection_count, thread_count
-from ..telemetry.otlp import SIGNALS, otlp_target
+from ..telemetry.otlp import otlp_target
+from ..telemetry.signals import SIGNALS
 from ..validation.address import is_loopback
 from .finding import Finding
 

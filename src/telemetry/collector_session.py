@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from requests import PreparedRequest, Response
     from urllib3 import HTTPConnectionPool
 
-    from .otlp import Signal
     from .rejections import Rejections
+    from .signals import Signal
 
 __all__ = ["LONGEST_ANSWER", "RedirectedError", "collector_session"]
 

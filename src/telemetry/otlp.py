@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from .batching import BatchLimits
+from .signals import SIGNALS, Signal
 from .variables import headers_problem, variable_problems
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from .rejections import Rejections
 
 __all__ = [
-    "SIGNALS",
     "Target",
     "batch_limits",
     "is_disabled",
@@ -38,9 +38,6 @@ __all__ = [
     "span_exporter",
 ]
 
-Signal = Literal["traces", "metrics", "logs"]
-
-SIGNALS: tuple[Signal, ...] = ("traces", "metrics", "logs")
 _TIMEOUT_SECONDS = 3.0
 """Of one attempt with its retries. OpenTelemetry's own default is 10: a shutdown would wait for it."""
 _HTTP, _GRPC = "http/protobuf", "grpc"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from .content import CAPTURE_VARIABLE, capture_problem
+from .signals import SIGNALS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +26,7 @@ _MOST = 2**31 - 1
 """The largest number: what OpenTelemetry wants to be read at least, and waits can have."""
 _LONGEST = 40
 """Characters of a value that are shown."""
-_SIGNALS = ("TRACES", "METRICS", "LOGS")
+_SIGNALS = tuple(each.upper() for each in SIGNALS)
 _WHOLE_NUMBERS = tuple(
     f"{prefix}_{name}"
     for prefix in ("OTEL_BSP", "OTEL_BLRP")

@@ -13,7 +13,7 @@ import pytest
 
 from mlx_pharos.telemetry.attributes import OTHER, REFUSAL_REASON
 from support import ordeal
-from support.books import MINE, SERVER, Books, seconds, seconds_until
+from support.books import SERVER, Books, error_of, seconds, seconds_until, without_mine
 from support.client import wait_until
 from support.collector import attributes_of
 from support.stage import Stage, set_stage
@@ -181,7 +181,7 @@ def test_every_end_is_counted_once_everywhere(books: Books) -> None:
         "/metrics": books.series("pharos_requests_finished", *labels, name=total),
         "OTLP": books.pushed("pharos.requests.finished", *keys),
         "spans": Counter(tuple(each.get(key, "") for key in keys) for each in generations),
-        "log": Counter((line["finish_reason"], _error_of(line)) for line in lines),
+        "log": Counter((line["finish_reason"], error_of(line)) for line in lines),
     }
     print(side_by_side(columns))  # noqa: T201 - for whoever wants to see it
     assert dict.fromkeys(columns, seen) == columns
@@ -194,29 +194,19 @@ def test_every_request_is_counted_once_everywhere(books: Books) -> None:
     """
     seen = books.traffic.answered()
     assert seen == Counter(
-        (line["method"], line.get("route", ""), line["status"], _error_of(line))
+        (line["method"], line.get("route", ""), line["status"], error_of(line))
         for line in books.lines
     )
     name = "http_server_request_duration_seconds"
     labels = ("http_request_method", "http_route", "http_response_status_code", "error_type")
     scraped = books.series(name, *labels, name=f"{name}_count")
-    assert seen == _without_mine(
+    assert seen == without_mine(
         {(m, r, int(s), e): count for (m, r, s, e), count in scraped.items()}
     )
     keys = ("http.request.method", "http.route", "http.response.status_code", "error.type")
-    assert seen == _without_mine(books.pushed("http.server.request.duration", *keys))
+    assert seen == without_mine(books.pushed("http.server.request.duration", *keys))
     servers = [attributes_of(span) for span in books.spans if span.kind == SERVER]
     assert seen == Counter(tuple(each.get(key, "") for key in keys) for each in servers)
-
-
-def _error_of(line: dict[str, Any]) -> str:
-    """What an access line says went wrong, in metrics' words."""
-    code: str = line.get("error_code", "")
-    return "client_gone" if line.get("client_left") and not code else code
-
-
-def _without_mine(counted: Any) -> Counter[Any]:
-    return Counter({key: count for key, count in counted.items() if key[1] not in MINE})
 
 
 def test_tokens_are_those_of_the_usage(books: Books) -> None:
@@ -317,9 +307,9 @@ def test_durations_sum_up_to_the_same_everywhere(books: Books) -> None:
         "http.server.request.duration": server,
         "gen_ai.server.request.duration": generations,
         "gen_ai.server.time_to_first_token": [each for each in firsts if each],
-        "pharos.request.queue.duration": _phase(books, "queue"),
-        "pharos.request.prefill.duration": _phase(books, "prefill"),
-        "pharos.request.decode.duration": _phase(books, "decode"),
+        "pharos.request.queue.duration": books.phase_seconds("queue"),
+        "pharos.request.prefill.duration": books.phase_seconds("prefill"),
+        "pharos.request.decode.duration": books.phase_seconds("decode"),
     }
     for name, figures in spans.items():
         scraped = books.scraped_seconds(f"{name.replace('.', '_')}_seconds")
@@ -328,12 +318,6 @@ def test_durations_sum_up_to_the_same_everywhere(books: Books) -> None:
         assert scraped == pytest.approx(sum(figures), abs=1e-6), name
         if name in lines:
             assert scraped == pytest.approx(sum(lines[name]), abs=ROUNDED * len(lines[name])), name
-
-
-def _phase(books: Books, name: str) -> list[float]:
-    """Return the seconds of a phase, where it came to its end: the span of one that did not says why."""
-    phases = [inner[name] for _, inner in books.generations() if name in inner]
-    return [seconds(each) for each in phases if "error.type" not in attributes_of(each)]
 
 
 def test_what_was_cut_off_says_by_what(books: Books) -> None:
@@ -345,9 +329,7 @@ def test_what_was_cut_off_says_by_what(books: Books) -> None:
         assert len(cut) <= (given["finish_reason"] not in {"stop", "length"})
         for each in cut:
             assert {"error.type": given["error.type"]} == attributes_of(each)
-            assert each.start_time_unix_nano == max(
-                other.start_time_unix_nano for other in inner.values()
-            )
+            assert each.start_time_unix_nano == max(x.start_time_unix_nano for x in inner.values())
             assert span.start_time_unix_nano <= each.start_time_unix_nano
             assert each.end_time_unix_nano <= span.end_time_unix_nano
             errors.add(given["error.type"])
@@ -372,9 +354,7 @@ def test_lookups_agree(books: Books) -> None:
 
 
 def test_each_request_is_one_trace(books: Books) -> None:
-    """Every request continues its caller's trace, in its spans and in its access line, and the
-    spans of its generation lie within that of its HTTP request.
-    """
+    """It is its caller's, in the spans and the access line; a generation lies within its request."""
     for seen in books.traffic.seen:
         line = books.line_of(seen)
         server = books.span_of(line)

@@ -15,7 +15,16 @@ if TYPE_CHECKING:
     from support.client import RunningServer
     from support.traffic import Seen, Traffic
 
-__all__ = ["MINE", "SERVER", "Books", "epoch_offset_ns", "seconds", "seconds_until"]
+__all__ = [
+    "MINE",
+    "SERVER",
+    "Books",
+    "epoch_offset_ns",
+    "error_of",
+    "seconds",
+    "seconds_until",
+    "without_mine",
+]
 
 MINE = {"/metrics", "/v1/metrics"}
 """Routes that the test itself asks for, to look."""
@@ -64,6 +73,11 @@ class Books:
                     span,
                     {each.name: each for each in inner if each.parent_span_id == span.span_id},
                 )
+
+    def phase_seconds(self, name: str) -> list[float]:
+        """Return the seconds of a phase, where it came to its end: the span of another says why."""
+        phases = [inner[name] for _, inner in self.generations() if name in inner]
+        return [seconds(each) for each in phases if "error.type" not in attributes_of(each)]
 
     def interval_of(self, seen: Seen) -> tuple[float, float]:
         """When the server began a request, and when it ended it, by the clock of its client."""
@@ -167,3 +181,14 @@ def seconds_until(span: Any, event: str) -> float | None:
     """How long after the beginning of a span an event was; None where there was none."""
     times = [each.time_unix_nano for each in span.events if each.name == event]
     return (times[0] - span.start_time_unix_nano) / 1e9 if times else None
+
+
+def error_of(line: dict[str, Any]) -> str:
+    """What an access line says went wrong, in metrics' words."""
+    code: str = line.get("error_code", "")
+    return "client_gone" if line.get("client_left") and not code else code
+
+
+def without_mine(counted: Any) -> Counter[Any]:
+    """Return what was counted by routes, less what the test itself asked for."""
+    return Counter({key: count for key, count in counted.items() if key[1] not in MINE})
