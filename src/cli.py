@@ -112,7 +112,9 @@ def _serve(arguments: Sequence[str]) -> int:
     from .engine.client import start_engine
     from .engine.engine_state import Endurance
     from .resilience.restarts import RestartPolicy
+    from .telemetry.variables import drop_empty_variables
 
+    drop_empty_variables()  # what is imported next reads them
     engine = start_engine(
         _engine_options(settings, directory),
         max_batch=settings.max_batch,
@@ -131,9 +133,6 @@ def _serve(arguments: Sequence[str]) -> int:
         import logging
 
         from .resilience.failure_text import log_uncaught
-        from .telemetry.variables import drop_empty_variables
-
-        drop_empty_variables()  # the next imports read them
         from .server import SdNotify, serve
         from .telemetry.log import configure_log
         from .telemetry.log_writer import LogWriter

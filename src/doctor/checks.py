@@ -231,9 +231,11 @@ def check_telemetry(settings: Settings, validator: ConfigValidator) -> Iterator[
             mend = "correct the variable, or unset it"
             yield Finding(name="Telemetry", status="error", text=text, mend=mend)
         return
-    sent = [signal for signal in SIGNALS if otlp_target(signal, settings.otlp_endpoint)]
-    text = f"by OTLP: {', '.join(sent)}" if sent else "nothing is sent by OTLP"
-    yield Finding(name="Telemetry", text=text, figures={"signals": sent})
+    targets = {signal: otlp_target(signal, settings.otlp_endpoint) for signal in SIGNALS}
+    sent = {signal: target.address for signal, target in targets.items() if target}
+    listed = ", ".join(f"{signal} to {where}" for signal, where in sent.items())
+    text = f"by OTLP: {listed}" if sent else "nothing is sent by OTLP"
+    yield Finding(name="Telemetry", text=text, figures={"signals": [*sent]})
 
 
 def _addresses(settings: Settings, validator: ConfigValidator) -> Iterator[Finding]:

@@ -24,6 +24,8 @@ from .refusal import RefusalTask
 from .task import Task
 
 if TYPE_CHECKING:
+    from waitress.adjustments import Adjustments
+
     from .options import ServerOptions
 
 __all__ = ["Channel"]
@@ -41,10 +43,15 @@ _UNREAD_SECONDS = 5.0
 after the other, and always has one on its way, does not hold its place for longer."""
 
 
+_DEEPEST = 64
+"""Requests that one client may have sent ahead. One of them or two are usual, if any; who sends a
+thousand at once has the loop read them while nobody else is heard. The connection ends with the
+next one, after which the client has to send the others again, as HTTP says."""
+
+
 class Channel(Output):
     """One connection. All methods but :meth:`service` run in the I/O thread."""
 
-    parser_class = Parser
     task_class = Task
     error_task_class = RefusalTask  # type: ignore[assignment] # waitress' own ask no application
 
@@ -54,7 +61,8 @@ class Channel(Output):
     """When the last answer was made, which may still have to be sent."""
     _active_at = 0.0
     _refused = False
-    """Whether the last request was refused before all of it was read. After it nothing is served."""
+    """Whether the last request was refused before all of it was read, or came with too many others.
+    After it nothing is served."""
     _linger_until: float | None = None
     _ended = False
     """Whether the client has said that it sends no more."""
@@ -69,11 +77,17 @@ class Channel(Output):
         # waitress brings the time of the wall clock, which can be set; then everybody would be cut.
         self._active_at = time.monotonic()
 
+    def parser_class(self, adj: Adjustments) -> Parser:  # type: ignore[override] # waitress calls it
+        """Return the parser of the next request; after very many that wait it is the last one."""
+        parser = Parser(adj)
+        parser.is_last = len(self.requests) >= _DEEPEST
+        return parser
+
     def service(self) -> None:
         """Answer one request. Runs in a worker thread, or in the I/O thread for what is quick."""
         request: Any = self.requests[0]
         # Here and not when it is received: the answer may be made before that returns.
-        self._refused = bool(request.error)
+        self._refused = bool(request.error) or request.is_last
         try:
             super().service()
         finally:

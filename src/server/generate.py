@@ -12,6 +12,7 @@ from ..resilience.errors import (
     ModelNotFoundError,
     RequestError,
 )
+from ..telemetry.attributes import close_model
 from ..telemetry.http import exchange_of
 from ..telemetry.record import GenerationDraft
 from .auth import sharer
@@ -104,8 +105,8 @@ class GenerateRoute:
         call = replace(
             family.read(body, self._defaults()), tenant=sharer(caller.tenant, options.api_keys)
         )
+        _note(draft, call, options)
         check_served(call.model, options)
-        _note(draft, call)
         check_capacity(call, options.max_batch + options.max_queue, family.prompt_field)
         if self._captures_content and exchange_of(request.environ).span.is_recording:
             draft.content = capture(call)
@@ -188,9 +189,9 @@ def check_served(model: str, options: ServerOptions) -> None:
         raise ModelNotFoundError(message, param="model")
 
 
-def _note(draft: GenerationDraft, call: GenerationCall) -> None:
+def _note(draft: GenerationDraft, call: GenerationCall, options: ServerOptions) -> None:
     """Keep what the record says of the request."""
-    draft.request_model = call.model
+    draft.request_model = close_model(call.model, options.served_model_names)
     draft.stream = call.stream
     draft.choices = call.n * len(call.prompts)
     draft.max_tokens = call.max_tokens

@@ -25,6 +25,8 @@ from .operation import METRICS_PATHS
 from .refusal import Refusal, refusal_of
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from waitress.adjustments import Adjustments
 
     from .caller import Caller
@@ -36,7 +38,7 @@ _CODINGS = re.compile(rb"\r\ntransfer-encoding[ \t]*:[ \t]*([^\r\n]*)", re.IGNOR
 _BARE = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 """A line feed without its carriage return, or the other way round."""
 _FOLD = re.compile(rb"\r\n[ \t]")
-_LINE = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+ [^ ]+(?: HTTP/[0-9]\.[0-9])?")
+_LINE = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+ [^ ]+(?: HTTP/1\.[01])?")
 """A request's first line. waitress looks for an address in it, and where the line's end is wrong it
 tries all of the places where one could end: 16 KB take most of a minute."""
 _PADDING = re.compile(rb"\n([^:\n]*:)[ \t]{2,}")
@@ -51,9 +53,14 @@ _UNREAD = "_OTHER"
 _TRAILER = 8192
 """Bytes of headers behind a chunked body, which nobody reads."""
 _MOST_HEADERS = 200
-"""Lines. waitress copies what it has of a header for each that has the same name."""
+"""waitress copies what it has of a header for each that has the same name."""
+_MOST_LINES = _MOST_HEADERS + 2
+"""With the request line and the empty one."""
 _SMALL_BODY = 65536
 """Bytes of a body that no route reads, which clients may send all the same."""
+_FRAMING = 65536
+"""Bytes around the chunks of a body, beyond as many as are in them. Chunks of one byte each take a
+hundred times as long to read as large ones."""
 _STORAGE_SECONDS = 10.0
 """Who has to make room needs a moment."""
 
@@ -119,6 +126,8 @@ class Parser(HTTPRequestParser):
     path = "/"
     request_uri = query = ""
     url_scheme = "http"
+    is_last = False
+    """Whether the connection ends with it, whatever it says itself."""
 
     def __init__(self, adj: Adjustments) -> None:
         super().__init__(adj)
@@ -137,14 +146,13 @@ class Parser(HTTPRequestParser):
             self.error = Refusal(StorageFullError(message, retry_after=_STORAGE_SECONDS))
             consumed = len(data)
         if self.headers_finished and self.body_rcv is not None and not self.error:
-            self.error = self._refusal() if in_headers else None
-            if self.error is None and len(self.body_rcv) > self._body_limit:
-                self.error = self._too_large()
+            self.error = (self._refusal() if in_headers else None) or self._body_refusal()
         if self.error:
             self._refuse(self.error)
             if in_headers:
                 self._mark(before + data)
-        return consumed
+        # Behind the last request nothing is read: whatever came with it would be parsed for nobody.
+        return len(data) if self.completed and self.ends_connection else consumed
 
     def get_body_stream(self) -> BytesIO:
         """Return the body; a refused request's is not read by anybody."""
@@ -171,6 +179,7 @@ class Parser(HTTPRequestParser):
         if codings and self.body_rcv is not None:
             self.body_rcv = Chunks(self.body_rcv.getbuf())
         self._take_target()
+        self._take_connection()
         hosts = len(_HOSTS.findall(header_plus))
         if hosts > 1 or (self.version == "1.1" and not hosts):
             message = "The header Host must be there once"
@@ -189,6 +198,14 @@ class Parser(HTTPRequestParser):
             parsed["headers"]["HOST"] = parsed["proxy_netloc"]
         if self.path.startswith("/"):
             self.path = "/" + self.path.lstrip("/")
+
+    def _take_connection(self) -> None:
+        """Read what the request wants of its connection, of which waitress reads single words."""
+        headers: dict[str, str] = vars(self)["headers"]
+        wanted = {each.strip().lower() for each in headers.get("CONNECTION", "").split(",")}
+        stays = self.version == "1.1" or (self.version == "1.0" and "keep-alive" in wanted)
+        self.connection_close = self.is_last or "close" in wanted or not stays
+        headers["CONNECTION"] = "close" if self.connection_close else "keep-alive"
 
     def _refuse(self, error: Error) -> None:
         if isinstance(error, RequestHeaderFieldsTooLarge):
@@ -212,10 +229,17 @@ class Parser(HTTPRequestParser):
             headers[key.decode()] = b", ".join(values).decode("latin-1")
 
     @property
+    def ends_connection(self) -> bool:
+        """Whether no request can follow on the connection."""
+        return bool(self.error) or self.connection_close
+
+    @property
     def _body_limit(self) -> int:
         """How many bytes the body may have."""
-        reads = self.command == "POST" and self.path in GENERATION_PATHS
-        return self._options.max_body_bytes if reads else _SMALL_BODY
+        most = self._options.max_body_bytes
+        # A route answers to its path with a slash behind it, too.
+        reads = self.command == "POST" and self.path.removesuffix("/") in GENERATION_PATHS
+        return most if reads else min(most, _SMALL_BODY)
 
     def _too_large(self) -> Error:
         limit = self._body_limit
@@ -223,6 +247,17 @@ class Parser(HTTPRequestParser):
             return Refusal(too_large(limit))
         message = f"No body of more than {limit} bytes is read here. Send it to a route that does."
         return Refusal(BodyTooLargeError(message))
+
+    def _body_refusal(self) -> Error | None:
+        """Return what is wrong with what has come of the body."""
+        body: Any = self.body_rcv
+        if len(body) > self._body_limit:
+            return self._too_large()
+        if self.chunked and self.body_bytes_received > 2 * len(body) + _FRAMING:
+            return BadRequest(
+                "The chunks of a body must have more bytes than say how many they are"
+            )
+        return None
 
     def _refusal(self) -> Error | None:
         """Return what is wrong with a request whose body has yet to come."""
@@ -242,7 +277,7 @@ def _check_syntax(header_plus: bytes) -> None:
     if codings and (len(codings) > 1 or codings[0].strip().lower() != b"chunked"):
         message = "Transfer-Encoding must be 'chunked', once, or be left out"
         raise ParsingError(message)
-    if header_plus.count(b"\r\n") > _MOST_HEADERS:
+    if header_plus.count(b"\r\n") > _MOST_LINES:
         message = f"A request must not have more than {_MOST_HEADERS} headers"
         raise ParsingError(message)
     if _FOLD.search(header_plus):

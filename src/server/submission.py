@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from ..engine.generation import Generation
-    from ..engine.protocol import RequestEvent
+    from ..engine.protocol import RequestEvent, Started
 
 __all__ = ["Submission", "combined_report"]
 
@@ -78,14 +78,17 @@ class Submission:
 
         The others read what that one has just stored.
         """
-        begun = self.generation.begun
-        return begun.cached_tokens if begun else 0
+        return self._begun.cached_tokens if self._begun else 0
 
     @property
     def prefill_at(self) -> float:
         """When the first choice left the queue, by the engine's clock; 0 before."""
-        begun = self.generation.begun
-        return begun.at if begun else 0.0
+        return self._begun.at if self._begun else 0.0
+
+    @property
+    def _begun(self) -> Started | None:
+        """Its beginning, which the reader thread may know before anybody here has heard of it."""
+        return self.generation.begun if self.accepted else None
 
     @property
     def first_token_at(self) -> float:
@@ -123,9 +126,16 @@ class Submission:
                 pass
 
     def settle(self, deadline: float) -> None:
-        """Wait for what the engine still says of a cancelled request, but not for long."""
+        """Note what has come, and what the engine still says of a cancelled request, but not for long.
+
+        Args:
+            deadline: Monotonic seconds. If it has passed, what is there counts all the same.
+        """
+        more = True
         with contextlib.suppress(PharosError):
-            while not self.generation.ended and (left := deadline - time.monotonic()) > 0:
+            while more and (self.backlog or not self.generation.ended):
+                left = max(0.0, deadline - time.monotonic())
+                more = left > 0 or bool(self.backlog)
                 for event in self.receive(left):
                     self.note(event)
 

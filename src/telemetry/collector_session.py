@@ -35,6 +35,8 @@ from requests.adapters import HTTPAdapter
 from urllib3 import Timeout
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
+from .printable import printable
+
 if TYPE_CHECKING:
     import socket
 
@@ -136,7 +138,7 @@ class _CollectorAdapter(HTTPAdapter):
             return
         count = getattr(partial, field)
         if count > 0:
-            self._rejections.note(count, _printable(partial.error_message))
+            self._rejections.note(count, printable(partial.error_message, _LONGEST_WORDS))
 
 
 def _read(answer: Response) -> bytes:
@@ -173,11 +175,6 @@ def _redirect_text(answer: Response) -> str:
         f"the collector answered {answer.status_code}{where}, and redirects are not followed: "
         "put the final address in --otlp-endpoint"
     )
-
-
-def _printable(words: str) -> str:
-    """Return the beginning of what a collector says, in one line."""
-    return "".join(each if each.isprintable() else " " for each in words[:_LONGEST_WORDS]).strip()
 
 
 class _Limited(io.RawIOBase):

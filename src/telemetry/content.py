@@ -78,18 +78,18 @@ class Content:
         # Strings and no lists of pieces: a piece of some characters would take ten times its length.
         self._texts = [""] * kept
         self._endings = [""] * kept
-        self._cut_choice = -1
-        """The one whose text came to the limit; -1 for none."""
+        self._cut: set[int] = set()
+        """The choices of whose text something is missing."""
 
     def gain(self, choice: int, text: str, ending: str | None = None) -> None:
         """Keep the beginning of what a choice gained."""
         if choice >= len(self._texts):
             return
-        if text and self._left > 0:
-            self._texts[choice] += text[: self._left]
-            self._left -= len(text)
-            if self._left < 0:
-                self._cut_choice = choice
+        kept = text[: self._left]
+        self._texts[choice] += kept
+        self._left -= len(kept)
+        if len(kept) < len(text):
+            self._cut.add(choice)
         if ending is not None:
             self._endings[choice] = ending
 
@@ -108,7 +108,7 @@ class Content:
         answers = enumerate(zip(self._texts, self._endings, strict=True))
         return _json(
             [
-                _message("assistant", text, is_cut=choice == self._cut_choice)
+                _message("assistant", text, is_cut=choice in self._cut)
                 | ({"finish_reason": end} if end else {})
                 for choice, (text, end) in answers
             ]

@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING
 
 from .attributes import DROP_REASON, SIGNAL
 from .lockless import LocklessHandler
+from .printable import printable
 from .reading import Reading
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 __all__ = ["Losses", "ThrottledLog"]
 
 _log = logging.getLogger(__name__)
 _SILENCE_SECONDS = 60.0
 _LONGEST_MESSAGE = 300
+_GIVEN_UP = "due to timeout, max retries or shutdown"
+"""What an exporter says after it has said why."""
 _QUOTING = (
     "opentelemetry.trace",
     "opentelemetry.baggage",
@@ -41,6 +44,10 @@ class Losses:
         self._counts = dict.fromkeys(_POSSIBLE, 0)
         self._before_shutdown: dict[tuple[str, str], int] | None = None
         """The counts when the shutdown began; None before it."""
+        self._told = dict(self._counts)
+        """The counts when a line told of them last."""
+        self._words = ""
+        """The collector's, for the next line."""
         self._uncounted = False
         self._log = log
 
@@ -57,13 +64,10 @@ class Losses:
             return
         with self._lock:
             self._counts[signal, reason] += count
-            total = sum(self._counts.values())
+            self._words = words or self._words
             if self._before_shutdown is not None:
                 return
-        self._log.say(
-            f"telemetry does not reach the collector: {signal} dropped, {reason}; "
-            f"{total} items since the start" + (f"; it says: {words}" if words else "")
-        )
+        self._log.say(self._news)
 
     def lose_uncounted(self) -> None:
         """Take note that the shutdown lost something that nobody could count."""
@@ -81,21 +85,12 @@ class Losses:
             complete: Whether all is counted; if not, the line says that it may be more.
         """
         with self._lock:
-            before = self._before_shutdown or {}
-            lost = [
-                f"{signal} {new} ({reason})"
-                for (signal, reason), count in self._counts.items()
-                if (new := count - before.get((signal, reason), 0))
-            ]
-            total = sum(self._counts.values())
+            lost = self._since(self._before_shutdown or {})
         if self._uncounted or not complete:
             lost.append("more that was not sent in time")
         if lost:
-            self._log.say(
-                "telemetry did not reach the collector before the end: "
-                f"{', '.join(lost)}; {total} items since the start",
-                last=True,
-            )
+            begin = "telemetry did not reach the collector before the end: " + ", ".join(lost)
+            self._log.say(lambda cause: self._line(begin, cause), last=True)
 
     def count(self, signal: str, reason: str = "") -> int:
         """Return how many items of a signal were lost, for one reason or for all."""
@@ -114,6 +109,38 @@ class Losses:
                 for (signal, reason), count in self._counts.items()
             ]
 
+    def _news(self, cause: str) -> str:
+        """Return the line for all signals' losses since the last one."""
+        with self._lock:
+            lost, before = self._since(self._told), self._told
+            self._told = dict(self._counts)
+        failed = any(
+            count > before[signal, reason]
+            for (signal, reason), count in self._told.items()
+            if reason == "export_failed"
+        )
+        begin = "telemetry does not reach the collector: lost " + ", ".join(lost)
+        # What an exporter said before is no reason for what the collector rejected since.
+        return self._line(begin, cause if failed else "")
+
+    def _since(self, before: Mapping[tuple[str, str], int]) -> list[str]:
+        """Say what was lost since, by signal and reason. The lock is held."""
+        return [
+            f"{signal} {new} ({reason})"
+            for (signal, reason), count in self._counts.items()
+            if (new := count - before.get((signal, reason), 0))
+        ]
+
+    def _line(self, begin: str, cause: str) -> str:
+        with self._lock:
+            words, self._words = self._words, ""
+            total = sum(self._counts.values())
+        return (
+            f"{begin}; {total} items since the start"
+            + (f"; it says: {words}" if words else "")
+            + (f"; the last failure: {cause}" if cause else "")
+        )
+
 
 class ThrottledLog(LocklessHandler):
     """Takes all that OpenTelemetry's packages log, and lets one line a minute through.
@@ -130,7 +157,8 @@ class ThrottledLog(LocklessHandler):
         self._said_at = {"loss": float("-inf"), "other": float("-inf")}
         """By kind of line: what else there is to say must not keep a loss from being told."""
         self._held_back = dict.fromkeys(self._said_at, 0)
-        self._reason = ""
+        self._cause = ""
+        """Of the last failure that an exporter told of."""
         self._source = logging.getLogger("opentelemetry")
 
     def open(self) -> None:
@@ -146,22 +174,28 @@ class ThrottledLog(LocklessHandler):
         super().close()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Say it, or keep it as the reason for what :meth:`say` says next."""
+        """Say it, or keep what it tells for what :meth:`say` says next."""
         if record.levelno < logging.WARNING or record.name.startswith(_QUOTING):
             return
-        message = _printable(record.getMessage()[:_LONGEST_MESSAGE])
         if record.name.startswith("opentelemetry.exporter"):
-            # A loss that follows from it is said by :meth:`say`, with this as its reason.
-            self._reason = message
+            # That it has given up says less than why it tried again.
+            if not (self._cause and _GIVEN_UP in str(record.msg)):
+                self._cause = printable(_cause(record), _LONGEST_MESSAGE)
         else:
-            self._tell("other", message)
+            self._tell("other", lambda _: printable(record.getMessage(), _LONGEST_MESSAGE))
 
-    def say(self, message: str, *, last: bool = False) -> None:
-        """Log a loss unless one was told within the last minute; the last line in any case."""
-        self._tell("loss", message, last=last)
+    def say(self, text: Callable[[str], str], *, last: bool = False) -> None:
+        """Log a loss unless one was told within the last minute; the last line in any case.
 
-    def _tell(self, kind: str, message: str, *, last: bool = False) -> None:
-        reason = ""
+        Args:
+            text: Called only if the line is written, with the cause of the exporters' last failure
+                since the line before; empty where they told of none.
+            last: Whether there will be no other.
+        """
+        self._tell("loss", text, last=last)
+
+    def _tell(self, kind: str, text: Callable[[str], str], *, last: bool = False) -> None:
+        cause = ""
         with self._guard:
             now = self._clock()
             if not last and now - self._said_at[kind] < _SILENCE_SECONDS:
@@ -170,14 +204,19 @@ class ThrottledLog(LocklessHandler):
             held_back, self._held_back[kind] = self._held_back[kind], 0
             self._said_at[kind] = now
             if kind == "loss":
-                reason, self._reason = self._reason, ""
-        if reason:
-            message += f" ({reason})"
+                cause, self._cause = self._cause, ""
+        message = text(cause)
         if held_back:
             message += f" [{held_back} lines like this were held back]"
         _log.warning("%s", message)
 
 
-def _printable(text: str) -> str:
-    """Return a text as a terminal may have it: a collector's answer may be in it."""
-    return "".join(each if each.isprintable() else "?" for each in text)
+def _cause(record: logging.LogRecord) -> str:
+    """Return why an export failed: the first of the errors that led to each other, or the line."""
+    errors = [each for each in record.args or () if isinstance(each, BaseException)]
+    if not errors:
+        return record.getMessage()
+    error = errors[0]
+    while before := error.__cause__ or error.__context__:
+        error = before
+    return f"{type(error).__name__}: {error}"

@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import os
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
@@ -19,6 +20,8 @@ from .signals import SIGNALS, Signal
 from .variables import headers_problem, variable_problems
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from opentelemetry.sdk._logs.export import LogRecordExporter
     from opentelemetry.sdk.metrics.export import MetricExporter
     from opentelemetry.sdk.trace.export import SpanExporter
@@ -60,6 +63,14 @@ class Target:
     """The URL, where the setting names one; None leaves it to the exporter and its variables."""
     timeout_seconds: float | None
     """None where a variable says it. Python's exporters read seconds from it."""
+
+    @property
+    def address(self) -> str:
+        """The endpoint for people: without a path, a query or a password, which may be secret."""
+        given = self.endpoint or _variable(self.signal, "ENDPOINT")
+        parts = urlsplit(given if "://" in given else f"//{given}")
+        host = parts.netloc.rpartition("@")[2] or "the exporter's own default"
+        return f"{parts.scheme}://{host}" if parts.scheme else host
 
 
 def is_disabled() -> bool:
@@ -111,22 +122,30 @@ def otlp_problems(endpoint: str) -> list[tuple[str, str]]:
             name = f"OTEL_{signal.upper()}_EXPORTER"
             problems[name] = f"should be otlp or none; it is {exporter!r}"
         target = otlp_target(signal, endpoint)
-        if target is None:
-            continue
-        if target.protocol not in {_HTTP, _GRPC}:
-            text = f"should be {_HTTP} or {_GRPC}; it is {target.protocol!r}"
-            problems[_variable_name(signal, "PROTOCOL")] = text
-        elif target.protocol == _GRPC and not _has_grpc():
-            text = 'is grpc, which needs a package: pip install "mlx-pharos[grpc]"'
-            problems[_variable_name(signal, "PROTOCOL")] = text
-        if not endpoint and not _is_url(_variable(signal, "ENDPOINT"), target.protocol):
-            problems[_variable_name(signal, "ENDPOINT")] = "should be an http or https URL"
-        encoding = "ascii" if target.protocol == _GRPC else "latin-1"
-        if text := headers_problem(_variable(signal, "HEADERS"), encoding):
-            problems[_variable_name(signal, "HEADERS")] = text
-        if text := _compression_problem(_variable(signal, "COMPRESSION"), target.protocol):
-            problems[_variable_name(signal, "COMPRESSION")] = text
+        if target is not None:
+            for what, text in _target_problems(target, endpoint):
+                problems[_variable_name(signal, what)] = text
     return sorted(problems.items())
+
+
+def _target_problems(target: Target, endpoint: str) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with the variables of a signal that is sent, by what they are about."""
+    given = partial(_variable, target.signal)
+    if target.protocol not in {_HTTP, _GRPC}:
+        yield "PROTOCOL", f"should be {_HTTP} or {_GRPC}; it is {target.protocol!r}"
+    elif target.protocol == _GRPC and not _has_grpc():
+        yield "PROTOCOL", 'is grpc, which needs a package: pip install "mlx-pharos[grpc]"'
+    if not endpoint and not _is_url(given("ENDPOINT"), target.protocol):
+        yield "ENDPOINT", "should be an http or https URL, like http://127.0.0.1:4318"
+    if text := headers_problem(
+        given("HEADERS"), "ascii" if target.protocol == _GRPC else "latin-1"
+    ):
+        yield "HEADERS", text
+    if text := _compression_problem(given("COMPRESSION"), target.protocol):
+        yield "COMPRESSION", text
+    for what in ("CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY"):
+        if (path := given(what)) and not os.access(path, os.R_OK):
+            yield what, f"should be a file that can be read; {path!r} is not"
 
 
 def _compression_problem(given: str, protocol: str) -> str:

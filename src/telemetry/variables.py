@@ -74,7 +74,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 def drop_empty_variables() -> None:
     """Unset OpenTelemetry's variables that are empty: they count as unset, but not for all of the SDK.
 
-    To be called before the SDK is imported, by the thread that starts the others.
+    To be called before the SDK is imported, and before other threads read variables.
     """
     for name in [each for each, value in os.environ.items() if not value]:
         if name.startswith("OTEL_"):

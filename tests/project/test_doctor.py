@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mlx_pharos.config import ConfigurationError, ConfigValidator, Settings, configure
+from mlx_pharos.doctor.checks import check_telemetry
 from mlx_pharos.doctor.report import print_report
 from mlx_pharos.engine.models.gguf import convert
 from mlx_pharos.engine.models.store import Store
@@ -56,6 +57,18 @@ def test_doctor_and_serve_agree(
     cache, telemetry = _failing(flags)
     assert cache.startswith(f"Cache: {unwritable} cannot be written: ")
     assert telemetry.startswith("Telemetry: OTEL_EXPORTER_OTLP_PROTOCOL should be ")
+
+
+def test_doctor_says_where_telemetry_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each signal that is sent, without what may be secret in a URL."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "https://me:pass@c.example/v1/x?key=y")
+    settings = Settings(otlp_endpoint="")
+    (finding,) = check_telemetry(settings, ConfigValidator(settings))
+    assert ("ok", "by OTLP: traces to https://c.example") == (finding.status, finding.text)
+    settings = Settings(otlp_endpoint="http://127.0.0.1:4318")
+    (finding,) = check_telemetry(settings, ConfigValidator(settings))
+    where = "http://127.0.0.1:4318"
+    assert f"by OTLP: traces to {where}, metrics to {where}" == finding.text
 
 
 def test_a_model_that_is_here_needs_no_cache(tiny_model: Path, unwritable: Path) -> None:

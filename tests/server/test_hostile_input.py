@@ -14,6 +14,7 @@ from waitress.buffers import OverflowableBuffer
 from mlx_pharos.server.parser import Chunks
 from support.client import CHAT, COMPLETIONS, chat_body, read_answer, wait_until
 from support.malformed import HEADS
+from support.raw_http import exchange, statuses
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
     from support.client import RunningServer
 
+_LIVE = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: %b\r\n\r\n"
+_OLD = _LIVE.replace(b"1.1", b"1.0")
 BODIES = {
     "empty": b"",
     "not JSON": b"hello",
@@ -154,6 +157,37 @@ def test_a_chunked_body_over_the_limit_is_a_413(server: RunningServer) -> None:
         )
         connection.sendall(f"{limit + 1:x}\r\n".encode() + b" " * (limit + 1))
         assert read_answer(connection)[0].startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.parametrize(
+    ("data", "answers"),
+    [
+        (b"A\r\n\r\n" * 13_000, [400]),
+        (b"A /\r\n\r\n" * 9000, [404]),
+        (_LIVE % b"close" + _LIVE % b"x", [200]),
+        (_LIVE % b"x, Close" + _LIVE % b"x", [200]),
+        (_LIVE % b"x" * 60 + _LIVE % b"close", [200] * 61),
+        (_LIVE % b"x" * 1000, [200] * 65),
+        (_OLD % b"x" + _OLD % b"x", [200]),
+        (_OLD % b"x, Keep-Alive" + _OLD % b"x", [200, 200]),
+    ],
+    ids=["rubbish", "no version", "close", "a list", "many", "too many", "1.0", "1.0 that stays"],
+)
+def test_nothing_is_read_behind_the_last_request(
+    server: RunningServer, data: bytes, answers: list[int]
+) -> None:
+    """The connection ends with a refusal, with who says so, and with one who sends very many."""
+    assert answers == statuses(exchange(server.port, data))
+
+
+@pytest.mark.parametrize("path", [CHAT + "/", "/" + CHAT])
+def test_a_long_body_is_read_wherever_the_route_is_found(server: RunningServer, path: str) -> None:
+    """Slashes before and behind a path make no difference to what it may be sent."""
+    body = chat_body(metadata={"note": "x" * 400}) | {"user": "y" * 70_000}
+    answer = server.post(path, json.dumps(body).encode() + b" " * 70_000)
+
+    assert 413 != answer.status
+    assert "body_too_large" not in answer.body.decode()
 
 
 def test_a_chunked_body_within_the_limit_is_read(server: RunningServer) -> None:

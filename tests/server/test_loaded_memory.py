@@ -52,7 +52,7 @@ def test_memory_is_measured_before_the_first_request(
 
         os.kill(server.engine.pid, signal.SIGKILL)
         wait_until(lambda: server.engine.state is EngineState.DOWN)
-        assert {} == _scraped(server)
+        wait_until(lambda: _scraped(server) == {})
         assert 0 == server.get("/health").json["memory"]["held_bytes"]
 
         assert server.engine.wait_ready(20)

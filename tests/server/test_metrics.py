@@ -313,9 +313,7 @@ def test_a_step_makes_no_call_into_opentelemetry() -> None:
 
 
 def test_requests_may_be_forgotten_while_one_fails() -> None:
-    """Another thread that comes in at the worst moment, here between two looks at a key, breaks
-    nothing.
-    """
+    """Another thread may come in at the worst moment, here between two looks at a key."""
     instruments = Instruments(MeterProvider(shutdown_on_exit=False).get_meter("test"))
     folder = StepFolder(instruments, MetricsCollector(instruments, make_window()))
 

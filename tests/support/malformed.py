@@ -6,6 +6,7 @@ __all__ = ["HEADS"]
 
 HEADS = {
     "no version": (b"GET /livez\r\n\r\n", 200),
+    "another version": (b"GET /livez HTTP/2.0\r\nHost: localhost\r\n\r\n", 400),
     "lower case method": (b"get /livez HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
     "no request line": (b":::\r\n\r\n", 400),
     "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
@@ -36,8 +37,12 @@ HEADS = {
     "long address": (b"GET a://" + b"1" * 60_000 + b" X\r\nHost: localhost\r\n\r\n", 400),
     "long target": (b"GET /" + b"a:" * 30_000 + b" HTTP/11\r\nHost: localhost\r\n\r\n", 400),
     "long method": (b"A" * 60_000 + b"\r\nHost: localhost\r\n\r\n", 400),
-    "many headers": (
-        b"GET /livez HTTP/1.1\r\nHost: localhost\r\n" + b"A: b\r\n" * 300 + b"\r\n",
+    "200 headers": (
+        b"GET /livez HTTP/1.1\r\nHost: localhost\r\n" + b"A: b\r\n" * 199 + b"\r\n",
+        200,
+    ),
+    "201 headers": (
+        b"GET /livez HTTP/1.1\r\nHost: localhost\r\n" + b"A: b\r\n" * 200 + b"\r\n",
         400,
     ),
     "large body for a probe": (
@@ -101,6 +106,11 @@ HEADS = {
     ),
     "no chunk's size": (
         b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n\r\n",
+        400,
+    ),
+    "chunks of one byte": (
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        + b"1\r\na\r\n" * 30_000,
         400,
     ),
     "LF in a chunk's extension": (

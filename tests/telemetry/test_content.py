@@ -96,6 +96,19 @@ def test_messages_count_also_where_they_say_nothing(text: str, count: int) -> No
     assert 256 * (len(asked.encode()) + len(told.encode())) < 62 * 2**20
 
 
+@pytest.mark.parametrize("length", [CONTENT_LIMIT // 2, CONTENT_LIMIT - MESSAGE_COST])
+def test_every_answer_that_is_cut_has_a_mark(length: int) -> None:
+    """The one that came to the limit, and those whose text came when there was no room left."""
+    content = Content([("user", "x")], choices=2)
+    content.gain(0, "a" * length)
+    content.gain(1, "b" * CONTENT_LIMIT, "stop")
+    texts = [each["parts"][0]["content"] for each in json.loads(content.output_messages())]
+    assert [False, True] == [each.endswith("…") for each in texts]
+    content.gain(0, "a")
+    texts = [each["parts"][0]["content"] for each in json.loads(content.output_messages())]
+    assert [True, True] == [each.endswith("…") for each in texts]
+
+
 def test_messages_that_were_left_out_leave_a_mark() -> None:
     """Where more followed the last message that is kept, it says so; what fits is as it was."""
     full = [("user", "a" * (CONTENT_LIMIT // 2 - MESSAGE_COST))] * 2

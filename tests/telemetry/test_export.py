@@ -195,7 +195,7 @@ def test_a_shutdown_keeps_its_budget(fault: str) -> None:
         telemetry.instruments.tokens.add(1, {"model": "tiny", "type": "output"})
         begin = time.monotonic()
         telemetry.shutdown()
-        assert time.monotonic() - begin <= 6.0  # the budget, and what a busy machine adds
+        assert time.monotonic() - begin <= 7.5  # the budget, and what a busy machine adds
         assert 2000 == telemetry.losses.count("traces")
         text, _ = telemetry.prometheus.scrape()
         assert 'pharos_telemetry_dropped_total{signal="traces"' in text
@@ -213,7 +213,7 @@ def test_a_slow_collector_costs_a_shutdown_no_more_than_its_budget(
             telemetry.tracer.start_span("x").end()
         begin = time.monotonic()
         telemetry.shutdown()
-        assert time.monotonic() - begin <= 6.0  # the budget, and what a busy machine adds
+        assert time.monotonic() - begin <= 7.5  # the budget, and what a busy machine adds
         lost, received = telemetry.losses.count("traces"), len(target.spans())
         # A batch that was under way at the end is counted as lost, and may have arrived.
         assert 2000 <= lost + received <= 2200
@@ -227,13 +227,14 @@ def test_ending_a_span_never_waits(fault: str, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "10")
     with failing_collector(fault) as endpoint:
         telemetry = _telemetry(endpoint)
-        longest = 0.0
+        waits = []
         for _ in range(20_000):
             span = telemetry.tracer.start_span("x")
             begin = time.monotonic()
             span.end()
-            longest = max(longest, time.monotonic() - begin)
-        assert longest < 0.5
+            waits.append(time.monotonic() - begin)
+        # Of 2,000 batches; a busy machine may stop a thread for longer, now and then.
+        assert sorted(waits)[-20] < 0.1
         assert telemetry.losses.count("traces", "queue_full") >= 19_000
         begin = time.monotonic()
         telemetry.shutdown(budget_seconds=0.5)

@@ -72,7 +72,7 @@ def test_a_shutdown_keeps_its_budget(absent: str) -> None:
         telemetry.tracer.start_span("x").end()
     begin = time.monotonic()
     telemetry.shutdown()
-    assert time.monotonic() - begin <= 6.0  # the budget, and what a busy machine adds
+    assert time.monotonic() - begin <= 7.5  # the budget, and what a busy machine adds
     assert 50 == telemetry.losses.count("traces")
 
 

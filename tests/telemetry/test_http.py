@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -41,7 +40,6 @@ from mlx_pharos.telemetry.log import configure_log
 from mlx_pharos.telemetry.record import (
     EngineReport,
     GenerationDraft,
-    RequestRecord,
     Resumption,
 )
 from mlx_pharos.telemetry.recorder import Recorder
@@ -306,10 +304,7 @@ def test_a_refusal_is_traced_and_no_latency(bench: _Bench) -> None:
 def test_a_refusal_counts_unless_the_request_had_begun(
     bench: _Bench, error: PharosError, *, began: bool
 ) -> None:
-    """What had begun when its error was told failed, and was not refused. Who was refused may learn
-    afterwards that the engine was just about to begin: it was refused all the same. So the refusals
-    are the requests that ended as refused, also where no retry can help.
-    """
+    """What had begun when its error was told failed; the refusals are the requests that ended so."""
     draft = _draft(EngineReport(accepted_at=1000.1, prefill_at=1000.2), has_begun=lambda: began)
     draft.fail(error)
     bench.call(draft, status=f"{error.status} Refused")
@@ -402,33 +397,3 @@ def test_active_requests_go_back_to_zero(bench: _Bench) -> None:
     assert 0 == sum(point.value for point in bench.points("http.server.active_requests"))
     (duration,) = bench.points("http.server.request.duration")
     assert 500 == duration.attributes["http.response.status_code"]
-
-
-def test_spans_follow_the_time_of_day_between_requests_and_never_within_one() -> None:
-    """After a sleep of the machine, or a step of its clock, later requests have the new time."""
-    wall = time.time_ns()
-    exporter = InMemorySpanExporter()
-    tracers = TracerProvider(shutdown_on_exit=False)
-    tracers.add_span_processor(EachSpan(SimpleSpanProcessor(exporter)))
-    writer = SpanWriter(tracers.get_tracer("test"), wall_ns=lambda: wall)
-
-    def record(begin: float) -> RequestRecord:
-        return RequestRecord(
-            request_id="r", method="GET", route="", status=200, started_at=begin, ended_at=begin + 5
-        )
-
-    begin = time.monotonic()
-    span = writer.begin({}, "GET", begin)
-    wall += 3600 * 10**9
-    writer.finish(span, record(begin))
-    begin = time.monotonic()
-    span = writer.begin({}, "GET", begin)
-    writer.finish(span, record(begin))
-    before, after = exporter.get_finished_spans()
-    for each in (before, after):
-        assert each.start_time
-        assert each.end_time
-        assert abs(each.end_time - each.start_time - 5 * 10**9) < 1000
-    assert before.start_time
-    assert after.start_time
-    assert abs(after.start_time - before.start_time - 3600 * 10**9) < 60 * 10**9

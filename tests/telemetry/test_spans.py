@@ -7,13 +7,47 @@ import time
 import pytest
 from opentelemetry import baggage, propagate
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
 
 from mlx_pharos.telemetry.losses import ThrottledLog
+from mlx_pharos.telemetry.record import RequestRecord
+from mlx_pharos.telemetry.request_span import EachSpan
 from mlx_pharos.telemetry.spans import SpanWriter
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 STATES = ("no=t,a b=c", "=", "a=b," * 40, "ümlaut=1")
+
+
+def test_spans_follow_the_time_of_day_between_requests_and_never_within_one() -> None:
+    """After a sleep of the machine, or a step of its clock, later requests have the new time."""
+    wall = time.time_ns()
+    exporter = InMemorySpanExporter()
+    tracers = TracerProvider(shutdown_on_exit=False)
+    tracers.add_span_processor(EachSpan(SimpleSpanProcessor(exporter)))
+    writer = SpanWriter(tracers.get_tracer("test"), wall_ns=lambda: wall)
+
+    def record(begin: float) -> RequestRecord:
+        return RequestRecord(
+            request_id="r", method="GET", route="", status=200, started_at=begin, ended_at=begin + 5
+        )
+
+    begin = time.monotonic()
+    span = writer.begin({}, "GET", begin)
+    wall += 3600 * 10**9
+    writer.finish(span, record(begin))
+    begin = time.monotonic()
+    span = writer.begin({}, "GET", begin)
+    writer.finish(span, record(begin))
+    before, after = exporter.get_finished_spans()
+    for each in (before, after):
+        assert each.start_time
+        assert each.end_time
+        assert abs(each.end_time - each.start_time - 5 * 10**9) < 1000
+    assert before.start_time
+    assert after.start_time
+    assert abs(after.start_time - before.start_time - 3600 * 10**9) < 60 * 10**9
 
 
 @pytest.mark.parametrize("sampler", ["always_on", "parentbased_always_off", "traceidratio"])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
+import requests
 
 from mlx_pharos.telemetry.losses import Losses, ThrottledLog
+from support.collector import dead_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,10 +55,47 @@ def test_a_loss_is_told_whatever_else_is_said(
     other, loss = _said(caplog)
     assert "something else" == other
     assert "telemetry does not reach the collector" in loss
-    assert "(no connection)" in loss
+    assert "the last failure: no connection" in loss
     bench.now += 61
     OTHER.warning("something else")
     assert "something else [2 lines like this were held back]" == _said(caplog)[-1]
+
+
+def test_a_line_has_all_losses_since_the_last_one(
+    bench: _Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By signal and reason; and a failure is no cause of what was rejected after it."""
+    bench.losses.add("traces", "export_failed", 1)
+    bench.losses.add("metrics", "export_failed", 20)
+    bench.losses.add("traces", "queue_full", 300)
+    bench.now += 61
+    bench.losses.add("traces", "export_failed", 4)
+    EXPORTER.error("no connection")
+    bench.now += 61
+    bench.losses.add("logs", "rejected", 5, "quota")
+    begin = "telemetry does not reach the collector: lost"
+    queue, held = "traces 300 (queue_full)", "[2 lines like this were held back]"
+    assert [
+        f"{begin} traces 1 (export_failed); 1 items since the start",
+        f"{begin} {queue}, traces 4 (export_failed), metrics 20 (export_failed); 325 items since the start {held}",
+        f"{begin} logs 5 (rejected); 330 items since the start; it says: quota",
+    ] == _said(caplog)
+
+
+def test_a_failure_says_why(bench: _Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """The first of the errors that led to each other, and not that the exporter has given up."""
+    for _ in range(2):
+        try:
+            try:
+                socket.create_connection(("127.0.0.1", dead_port()))
+            except OSError as error:
+                raise requests.ConnectionError("pool") from error
+        except requests.ConnectionError as error:
+            EXPORTER.warning("Transient error %s encountered while exporting", error)
+        EXPORTER.error("Failed to export %s batch due to timeout, max retries or shutdown.", "x")
+        bench.losses.add("logs", "export_failed", 1)
+        bench.now += 61
+        assert "the last failure: ConnectionRefusedError: [Errno" in _said(caplog)[-1]
 
 
 def test_a_line_cannot_steer_a_terminal(bench: _Bench, caplog: pytest.LogCaptureFixture) -> None:
@@ -63,7 +103,7 @@ def test_a_line_cannot_steer_a_terminal(bench: _Bench, caplog: pytest.LogCapture
     EXPORTER.error("500 \x1b[2J\x9b1m\r\nforged line")
     bench.losses.add("logs", "export_failed", 1)
     assert _said(caplog)[0].isprintable()
-    assert "(500 ?[2J?1m??forged line)" in _said(caplog)[0]
+    assert "the last failure: 500  [2J 1m  forged line" in _said(caplog)[0]
 
 
 def test_no_lock_is_held_while_a_line_is_written(

@@ -76,6 +76,8 @@ def _problems(**variables: str) -> dict[str, str]:
         (f"{OTLP}_METRICS_TEMPORALITY_PREFERENCE", "x", "cumulative, delta or lowmemory"),
         (f"{OTLP}_METRICS_DEFAULT_HISTOGRAM_AGGREGATION", "x", "or explicit_bucket_histogram"),
         (f"{OTLP}_COMPRESSION", "zstd", "gzip or deflate or none"),
+        (f"{OTLP}_CERTIFICATE", "/nowhere/ca.pem", "a file that can be read"),
+        (f"{OTLP}_METRICS_CLIENT_KEY", "/nowhere/key.pem", "a file that can be read"),
         (f"{OTLP}_METRICS_COMPRESSION", "br", "gzip or deflate or none"),
         ("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "yes", "true or false"),
         ("OTEL_RESOURCE_ATTRIBUTES", "team=a,b", "name=value with commas between; entry 2 is not"),
