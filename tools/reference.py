@@ -1,4 +1,4 @@
-"""Generate what comes from the code: pages on settings, errors and metrics, boards, and service files.
+"""Generate what comes from the code: pages on settings, errors, metrics, traces, and other files.
 
 ``make docs`` writes them; a test fails where a page and the code differ.
 """
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import boards
 import services
+import signals
 from mlx_pharos.resilience import errors
 from mlx_pharos.settings import GROUPS, Settings
 from mlx_pharos.sources import allowed_values, flag_of, shown_default, variable_of
@@ -131,7 +132,8 @@ def errors_page() -> str:
 
 def _values(attribute: Attribute) -> str:
     if attribute is ERROR_TYPE:
-        return f"`{attribute.name}`: a code of the [errors](errors.md), `client_gone` or `{OTHER}`"
+        codes = f"a code of the [errors](errors.md), `client_gone` or `{OTHER}`"
+        return f"`{attribute.name}`: {codes}; absent where all went well"
     listed = ", ".join(f"`{value}`" for value in attribute.values)
     return f"`{attribute.name}`: {listed or attribute.source}"
 
@@ -166,6 +168,7 @@ PAGES = {
     "docs/reference/settings.md": settings_page,
     "docs/reference/errors.md": errors_page,
     "docs/reference/metrics.md": metrics_page,
+    "docs/reference/traces-and-logs.md": lambda: f"{_NOTE}\n{signals.page()}",
     **boards.FILES,
     **services.FILES,
 }

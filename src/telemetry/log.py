@@ -13,7 +13,7 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 import structlog
@@ -30,7 +30,18 @@ if TYPE_CHECKING:
 
     from .log_writer import LogWriter
 
-__all__ = ["configure_log"]
+__all__ = ["LINE_FIELDS", "configure_log"]
+
+LINE_FIELDS: Final = {
+    "event": ("What is said; `request` in an access line.", ""),
+    "level": ("`debug`, `info`, `warning`, `error` or `critical`.", ""),
+    "logger": ("Who says it; `mlx_pharos.requests` in an access line.", ""),
+    "trace_id": ("Of the request that was being answered.", "none was"),
+    "span_id": ("Of that request's own span.", "none was"),
+    "exception": ("Kind and place of an exception, and of what caused it.", "there was none"),
+    "timestamp": ("When it was written: UTC, ISO 8601, with microseconds.", ""),
+}
+"""What lines in JSON have: what a field means, and when it is left out."""
 
 
 def configure_log(
