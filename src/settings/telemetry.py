@@ -27,7 +27,7 @@ class TelemetrySettings(BaseModel):
     metrics_api_key: SecretStr | None = setting(
         None,
         "The key that readers of /metrics and /v1/metrics must send as a bearer token; also read "
-        "from METRICS_API_KEY. Unset: clients on this machine alone may read them, by one of its "
+        "from METRICS_API_KEY, where PHAROS_METRICS_API_KEY is not set. Unset: clients on this machine alone may read them, by one of its "
         "own names or one in allowed_hosts.",
         group="Telemetry",
         reason="Figures say who works when and on what; a collector beside the server needs no key.",

@@ -1,6 +1,6 @@
 """``GET /v1/metrics``: the answer that an older server's users read, with measured numbers.
 
-Two dialects of it exist, so every figure stands under both of its names. What
+Two dialects of it exist, so a figure that had two names stands under both. What
 the figures are is :class:`LegacyFigures`; where they come from is not known
 here.
 """

@@ -13,6 +13,8 @@ from mlx_pharos.server.completion_schema import CompletionRequest
 from mlx_pharos.server.openapi import build_document
 from mlx_pharos.server.operation import METRICS_PATHS
 from mlx_pharos.server.options import ServerOptions
+from mlx_pharos.telemetry.attributes import ERROR_TYPE, OTHER
+from mlx_pharos.telemetry.record import CLIENT_GONE, REFUSED_CODES, REJECTED_CODES
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -76,6 +78,14 @@ def test_the_api_page_has_every_field() -> None:
     text = (ROOT / "docs/reference/api.md").read_text(encoding="utf-8")
     fields = ChatRequest.model_fields.keys() | CompletionRequest.model_fields.keys()
     assert {name for name in fields if f"`{name}`" not in text} == set()
+
+
+def test_the_api_page_has_every_failure_that_is_a_latency_sample() -> None:
+    """Of all ends with an error, those whose latency counts at `/v1/metrics` are on the page."""
+    text = (ROOT / "docs/reference/api.md").read_text(encoding="utf-8")
+    (row,) = re.findall(r"^\| failed: (.*) \| yes", text, flags=re.MULTILINE)
+    counted = {*ERROR_TYPE.values} - REFUSED_CODES - REJECTED_CODES - {CLIENT_GONE, OTHER}
+    assert counted == set(re.findall(r"`(\w+)`", row))
 
 
 def test_the_api_page_has_every_route() -> None:
