@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["check_model"]
 
-_MIB = 1024**2
 _CHECK_SECONDS = 120.0
 """mlx-lm is imported in a few seconds; a cold disk or a busy machine may need much more."""
 
@@ -49,7 +48,7 @@ def check_model(settings: Settings, validator: ConfigValidator) -> Finding:
     size = sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
     figures: dict[str, object] = {"model": source.name, "kind": source.kind, "present": True}
     figures |= {"directory": str(directory), "bytes": size}
-    text = f"{settings.model} is complete: {size / _MIB:.0f} MiB in {directory}"
+    text = f"{settings.model} is complete: {size / 1e6:.0f} MB in {directory}"
     return Finding(name="Model", text=text, figures=figures)
 
 

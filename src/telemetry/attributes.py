@@ -121,8 +121,8 @@ GEN_AI_OPERATION = Attribute("gen_ai.operation.name", ("chat", "text_completion"
 GEN_AI_PROVIDER = Attribute("gen_ai.provider.name", ("mlx",))
 GEN_AI_REQUEST_MODEL = Attribute(
     "gen_ai.request.model",
-    source=f"{_CONFIGURED}; absent where the request was not read as far as that (a 400, or a refusal "
-    "before it), or asked for no served name (a 404)",
+    source=f"{_CONFIGURED}; `{OTHER}` where another was asked for (a 404), and absent where the request "
+    "was not read as far as that (a 400, or a refusal before it)",
 )
 GEN_AI_RESPONSE_MODEL = Attribute("gen_ai.response.model", source=_CONFIGURED)
 

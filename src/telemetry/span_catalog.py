@@ -51,8 +51,10 @@ class SpanKind:
 
 
 _ERROR = "the request did not end well"
-_READ = "the request was read as far as that, and its model is served"
-_OPTED_IN = "the operator opted in, the request was read, and its model is served"
+_READ = "the request was read as far as that"
+_OPTED_IN = (
+    "the operator opted in, the request was read, its model is served, and it is not too large"
+)
 _SAMPLE = "is in the [histogram](metrics.md#requests) of its name"
 _CODE = "The `code` of the [error](errors.md) that the client was told, or `client_gone`"
 
@@ -120,7 +122,10 @@ _GENERATION = SpanKind(
             + ".",
         ),
         SpanAttribute(
-            a.GEN_AI_REQUEST_MODEL.name, "string", "The served name that was asked for.", _READ
+            a.GEN_AI_REQUEST_MODEL.name,
+            "string",
+            f"The served name that was asked for; `{a.OTHER}` for any other.",
+            _READ,
         ),
         SpanAttribute(
             a.GEN_AI_MAX_TOKENS,

