@@ -137,18 +137,26 @@ class Channel(Output):
 
     def received(self, data: bytes) -> bool:
         """Take bytes of the client."""
-        if self._linger_until is not None:
+        if self._linger_until is not None or self._is_over():
             return False
         begins = self.receiving_since is None
         if begins:
             self.receiving_since = time.monotonic()
         result: bool = super().received(data)
+        request: Any = self.request
+        if request is not None and not request.has_begun:
+            self.request = None
         if self.request is None:
             self.receiving_since = None
         elif begins:
             server: Any = self.server
             server.in_burst()
         return result
+
+    def _is_over(self) -> bool:
+        """Whether the last request that waits or runs is the connection's last."""
+        last: Any = self.requests[-1:]  # a thread that answers may take it away meanwhile
+        return any(each.ends_connection for each in last)
 
     def handle_close(self) -> None:
         """Close the connection; after a refusal only once the client had time to read it.
@@ -178,8 +186,8 @@ class Channel(Output):
         now = time.monotonic()
         if self._linger_until is not None:
             return now >= self._linger_until
-        if self.receiving_since is None:
-            return False
+        if self.receiving_since is None or self.requests:
+            return False  # what is sent ahead has time until the answer to what was sent before
         headers_done = self.request is not None and self.request.headers_finished
         limit = options.body_seconds if headers_done else options.header_seconds
         return now - self.receiving_since > limit

@@ -136,7 +136,16 @@ class Parser(HTTPRequestParser):
         """When the first byte came."""
 
     def received(self, data: bytes) -> int:
-        """Take bytes of the client and return how many; refuse at the headers what can be."""
+        """Take bytes of the client and return how many; refuse at the headers what can be.
+
+        Empty lines before a request are none of it, however many.
+        """
+        if not (self.headers_finished or self.header_plus):
+            request = data.lstrip(b"\r\n")
+            if not request:
+                return len(data)
+            if len(request) < len(data):
+                return len(data) - len(request) + self.received(request)
         in_headers, before = not self.headers_finished, self.header_plus
         try:
             consumed: int = super().received(data)
@@ -198,6 +207,8 @@ class Parser(HTTPRequestParser):
             parsed["headers"]["HOST"] = parsed["proxy_netloc"]
         if self.path.startswith("/"):
             self.path = "/" + self.path.lstrip("/")
+        if self.path.removesuffix("/") in GENERATION_PATHS:
+            self.path = self.path.removesuffix("/")  # the same route
 
     def _take_connection(self) -> None:
         """Read what the request wants of its connection, of which waitress reads single words."""
@@ -229,6 +240,11 @@ class Parser(HTTPRequestParser):
             headers[key.decode()] = b", ".join(values).decode("latin-1")
 
     @property
+    def has_begun(self) -> bool:
+        """Whether anything of a request has come."""
+        return self.completed or self.headers_finished or bool(self.header_plus)
+
+    @property
     def ends_connection(self) -> bool:
         """Whether no request can follow on the connection."""
         return bool(self.error) or self.connection_close
@@ -237,8 +253,7 @@ class Parser(HTTPRequestParser):
     def _body_limit(self) -> int:
         """How many bytes the body may have."""
         most = self._options.max_body_bytes
-        # A route answers to its path with a slash behind it, too.
-        reads = self.command == "POST" and self.path.removesuffix("/") in GENERATION_PATHS
+        reads = self.command == "POST" and self.path in GENERATION_PATHS
         return most if reads else min(most, _SMALL_BODY)
 
     def _too_large(self) -> Error:

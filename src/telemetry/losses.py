@@ -13,15 +13,17 @@ from .printable import printable
 from .reading import Reading
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
 __all__ = ["Losses", "ThrottledLog"]
 
 _log = logging.getLogger(__name__)
 _SILENCE_SECONDS = 60.0
 _LONGEST_MESSAGE = 300
-_GIVEN_UP = "due to timeout, max retries or shutdown"
+_GIVEN_UP = ("due to timeout, max retries or shutdown", "Shutdown in progress", "already shutdown")
 """What an exporter says after it has said why."""
+_ATTEMPT_SECONDS = 30.0
+"""Between what belongs to one failure, at most: an attempt takes 3 s where nobody wants it otherwise."""
 _QUOTING = (
     "opentelemetry.trace",
     "opentelemetry.baggage",
@@ -42,12 +44,11 @@ class Losses:
         self._lock = threading.Lock()
         # Zeros from the start: an alert on a rate sees the first loss too.
         self._counts = dict.fromkeys(_POSSIBLE, 0)
-        self._before_shutdown: dict[tuple[str, str], int] | None = None
-        """The counts when the shutdown began; None before it."""
         self._told = dict(self._counts)
         """The counts when a line told of them last."""
         self._words = ""
-        """The collector's, for the next line."""
+        """What the collector says, for the next line that tells of what it rejected."""
+        self._closing = False
         self._uncounted = False
         self._log = log
 
@@ -65,9 +66,11 @@ class Losses:
         with self._lock:
             self._counts[signal, reason] += count
             self._words = words or self._words
-            if self._before_shutdown is not None:
+            if self._closing:
                 return
-        self._log.say(self._news)
+        self._log.say(
+            lambda cause: self._line("telemetry does not reach the collector: lost", cause)
+        )
 
     def lose_uncounted(self) -> None:
         """Take note that the shutdown lost something that nobody could count."""
@@ -76,21 +79,20 @@ class Losses:
     def begin_shutdown(self) -> None:
         """From now on count alone: :meth:`tell_shutdown` says all of it in one line."""
         with self._lock:
-            self._before_shutdown = dict(self._counts)
+            self._closing = True
 
     def tell_shutdown(self, *, complete: bool) -> None:
-        """Say what the shutdown lost, if it lost anything, however short ago the last line was.
+        """Say what was lost up to the end and not told yet, however short ago the last line was.
 
         Args:
             complete: Whether all is counted; if not, the line says that it may be more.
         """
+        more = "more that was not sent in time" if self._uncounted or not complete else ""
         with self._lock:
-            lost = self._since(self._before_shutdown or {})
-        if self._uncounted or not complete:
-            lost.append("more that was not sent in time")
-        if lost:
-            begin = "telemetry did not reach the collector before the end: " + ", ".join(lost)
-            self._log.say(lambda cause: self._line(begin, cause), last=True)
+            lost = self._counts != self._told
+        if lost or more:
+            begin = "telemetry did not reach the collector before the end:"
+            self._log.say(lambda cause: self._line(begin, cause, more), last=True)
 
     def count(self, signal: str, reason: str = "") -> int:
         """Return how many items of a signal were lost, for one reason or for all."""
@@ -109,37 +111,22 @@ class Losses:
                 for (signal, reason), count in self._counts.items()
             ]
 
-    def _news(self, cause: str) -> str:
-        """Return the line for all signals' losses since the last one."""
+    def _line(self, begin: str, cause: str, more: str = "") -> str:
+        """Return the line for all losses since the last one, of all signals."""
         with self._lock:
-            lost, before = self._since(self._told), self._told
-            self._told = dict(self._counts)
-        failed = any(
-            count > before[signal, reason]
-            for (signal, reason), count in self._told.items()
-            if reason == "export_failed"
-        )
-        begin = "telemetry does not reach the collector: lost " + ", ".join(lost)
-        # What an exporter said before is no reason for what the collector rejected since.
-        return self._line(begin, cause if failed else "")
-
-    def _since(self, before: Mapping[tuple[str, str], int]) -> list[str]:
-        """Say what was lost since, by signal and reason. The lock is held."""
-        return [
-            f"{signal} {new} ({reason})"
-            for (signal, reason), count in self._counts.items()
-            if (new := count - before.get((signal, reason), 0))
-        ]
-
-    def _line(self, begin: str, cause: str) -> str:
-        with self._lock:
+            before, self._told = self._told, dict(self._counts)
             words, self._words = self._words, ""
-            total = sum(self._counts.values())
-        return (
-            f"{begin}; {total} items since the start"
-            + (f"; it says: {words}" if words else "")
-            + (f"; the last failure: {cause}" if cause else "")
-        )
+        new = {key: count - before[key] for key, count in self._told.items() if count > before[key]}
+        lost = [f"{signal} {count} ({reason})" for (signal, reason), count in new.items()]
+        reasons = {reason for _, reason in new}
+        line = f"{begin} {', '.join([*lost, more] if more else lost)}"
+        line += f"; {sum(self._told.values())} items since the start"
+        if words and "rejected" in reasons:
+            line += f"; it says: {words}"
+        # What an exporter said is no reason for what the collector rejected, or the queue refused.
+        if cause and reasons & {"export_failed", "shutdown"}:
+            line += f"; the last failure: {cause}"
+        return line
 
 
 class ThrottledLog(LocklessHandler):
@@ -157,8 +144,8 @@ class ThrottledLog(LocklessHandler):
         self._said_at = {"loss": float("-inf"), "other": float("-inf")}
         """By kind of line: what else there is to say must not keep a loss from being told."""
         self._held_back = dict.fromkeys(self._said_at, 0)
-        self._cause = ""
-        """Of the last failure that an exporter told of."""
+        self._cause, self._failed_at = "", float("-inf")
+        """Why an export failed last, and when that was logged (seconds since 1970)."""
         self._source = logging.getLogger("opentelemetry")
 
     def open(self) -> None:
@@ -178,11 +165,16 @@ class ThrottledLog(LocklessHandler):
         if record.levelno < logging.WARNING or record.name.startswith(_QUOTING):
             return
         if record.name.startswith("opentelemetry.exporter"):
-            # That it has given up says less than why it tried again.
-            if not (self._cause and _GIVEN_UP in str(record.msg)):
-                self._cause = printable(_cause(record), _LONGEST_MESSAGE)
+            self._note(record)
         else:
             self._tell("other", lambda _: printable(record.getMessage(), _LONGEST_MESSAGE))
+
+    def _note(self, record: logging.LogRecord) -> None:
+        """Keep why an export failed: that it was given up says less than why it was tried again."""
+        is_news = record.created - self._failed_at > _ATTEMPT_SECONDS
+        if is_news or not any(each in str(record.msg) for each in _GIVEN_UP):
+            self._cause = printable(_cause(record), _LONGEST_MESSAGE)
+        self._failed_at = record.created
 
     def say(self, text: Callable[[str], str], *, last: bool = False) -> None:
         """Log a loss unless one was told within the last minute; the last line in any case.
@@ -204,7 +196,7 @@ class ThrottledLog(LocklessHandler):
             held_back, self._held_back[kind] = self._held_back[kind], 0
             self._said_at[kind] = now
             if kind == "loss":
-                cause, self._cause = self._cause, ""
+                cause, self._cause, self._failed_at = self._cause, "", float("-inf")
         message = text(cause)
         if held_back:
             message += f" [{held_back} lines like this were held back]"
@@ -212,11 +204,17 @@ class ThrottledLog(LocklessHandler):
 
 
 def _cause(record: logging.LogRecord) -> str:
-    """Return why an export failed: the first of the errors that led to each other, or the line."""
-    errors = [each for each in record.args or () if isinstance(each, BaseException)]
-    if not errors:
+    """Return an exporter's line, with the first of the errors that led to each other for the last."""
+    given = record.args if isinstance(record.args, tuple) else ()
+    try:
+        return str(record.msg) % tuple(map(_first_error, given)) if given else record.getMessage()
+    except (TypeError, ValueError):
         return record.getMessage()
-    error = errors[0]
-    while before := error.__cause__ or error.__context__:
-        error = before
-    return f"{type(error).__name__}: {error}"
+
+
+def _first_error(given: object) -> object:
+    if not isinstance(given, BaseException):
+        return given
+    while before := given.__cause__ or given.__context__:
+        given = before
+    return f"{type(given).__name__}: {given}"

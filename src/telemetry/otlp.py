@@ -143,7 +143,8 @@ def _target_problems(target: Target, endpoint: str) -> Iterator[tuple[str, str]]
         yield "HEADERS", text
     if text := _compression_problem(given("COMPRESSION"), target.protocol):
         yield "COMPRESSION", text
-    for what in ("CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY"):
+    files = ("CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY")
+    for what in files if target.address.startswith("https:") else ():
         if (path := given(what)) and not os.access(path, os.R_OK):
             yield what, f"should be a file that can be read; {path!r} is not"
 

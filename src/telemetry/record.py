@@ -107,7 +107,8 @@ class GenerationRecord(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     """The served name that the answer carries."""
     request_model: str = ""
-    """The served name that the request asked for; empty where it named none that is served."""
+    """The served name that the request asked for, ``_OTHER`` for any other; empty where it was not
+    read as far as that."""
     stream: bool = False
     choices: int = 0
     max_tokens: int = 0

@@ -51,7 +51,7 @@ class RequestLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     model: Annotated[
         str, _said("The first served name, never text from the request.", when=_NO_GENERATION)
     ] = ""
-    stream: Annotated[bool, _said("The answer was streamed.", when="it was not")] = False
+    stream: Annotated[bool, _said("A stream was asked for.", when="it was not")] = False
     finish_reason: Annotated[
         str, _said("How the generation ended, in one word.", when=_NO_GENERATION)
     ] = ""

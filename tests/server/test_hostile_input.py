@@ -164,6 +164,7 @@ def test_a_chunked_body_over_the_limit_is_a_413(server: RunningServer) -> None:
     [
         (b"A\r\n\r\n" * 13_000, [400]),
         (b"A /\r\n\r\n" * 9000, [404]),
+        (b"\r\n" * 30_000 + _LIVE % b"x" + b"\r\n" * 30_000 + _LIVE % b"close", [200, 200]),
         (_LIVE % b"close" + _LIVE % b"x", [200]),
         (_LIVE % b"x, Close" + _LIVE % b"x", [200]),
         (_LIVE % b"x" * 60 + _LIVE % b"close", [200] * 61),
@@ -171,13 +172,39 @@ def test_a_chunked_body_over_the_limit_is_a_413(server: RunningServer) -> None:
         (_OLD % b"x" + _OLD % b"x", [200]),
         (_OLD % b"x, Keep-Alive" + _OLD % b"x", [200, 200]),
     ],
-    ids=["rubbish", "no version", "close", "a list", "many", "too many", "1.0", "1.0 that stays"],
+    ids=[
+        "rubbish",
+        "no version",
+        "empty lines",
+        "close",
+        "a list",
+        "many",
+        "too many",
+        "1.0",
+        "1.0 that stays",
+    ],
 )
 def test_nothing_is_read_behind_the_last_request(
     server: RunningServer, data: bytes, answers: list[int]
 ) -> None:
     """The connection ends with a refusal, with who says so, and with one who sends very many."""
     assert answers == statuses(exchange(server.port, data))
+
+
+def test_what_follows_a_request_does_not_cut_its_answer(
+    tiny_model: Path, serving: Callable[..., Any]
+) -> None:
+    """An empty line behind a body, or half of a next request, is no reason to end the first."""
+    body = json.dumps(chat_body(max_tokens=3000, temperature=0, logit_bias={"97": 100})).encode()
+    head = (
+        f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    with serving(tiny_model, header_seconds=0.01) as server:
+        for more in (b"\r\n", b"GET /livez"):
+            with server.connect() as connection:
+                connection.sendall(head.encode() + body + more)
+                assert read_answer(connection)[0].startswith(b"HTTP/1.1 200 ")
 
 
 @pytest.mark.parametrize("path", [CHAT + "/", "/" + CHAT])

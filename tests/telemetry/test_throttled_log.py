@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -95,7 +96,40 @@ def test_a_failure_says_why(bench: _Bench, caplog: pytest.LogCaptureFixture) -> 
         EXPORTER.error("Failed to export %s batch due to timeout, max retries or shutdown.", "x")
         bench.losses.add("logs", "export_failed", 1)
         bench.now += 61
-        assert "the last failure: ConnectionRefusedError: [Errno" in _said(caplog)[-1]
+        assert (
+            "the last failure: Transient error ConnectionRefusedError: [Errno" in _said(caplog)[-1]
+        )
+
+
+def test_a_failure_that_was_got_over_is_no_cause(
+    bench: _Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A retry that went well, hours ago, says nothing of an export that fails now."""
+    EXPORTER.warning("Transient error refused encountered, retrying")
+    later = time.time() + 3600
+    monkeypatch.setattr(time, "time", lambda: later)
+    EXPORTER.error("Failed to export due to timeout, max retries or shutdown.")
+    bench.losses.add("logs", "export_failed", 1)
+    assert "the last failure: Failed to export due to timeout" in _said(caplog)[0]
+
+
+def test_the_last_line_has_what_was_held_back(
+    bench: _Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Losses within a minute of the line before are told at the end, also if the end lost nothing."""
+    bench.losses.add("traces", "queue_full", 10)
+    bench.losses.add("traces", "queue_full", 500)
+    bench.losses.add("logs", "rejected", 2, "quota")
+    bench.losses.begin_shutdown()
+    EXPORTER.warning("Shutdown in progress, aborting retry.")
+    bench.losses.tell_shutdown(complete=True)
+    assert (
+        "telemetry did not reach the collector before the end: traces 500 (queue_full), "
+        "logs 2 (rejected); 512 items since the start; it says: quota "
+        "[2 lines like this were held back]"
+    ) == _said(caplog)[-1]
+    bench.losses.tell_shutdown(complete=True)
+    assert 2 == len(_said(caplog))
 
 
 def test_a_line_cannot_steer_a_terminal(bench: _Bench, caplog: pytest.LogCaptureFixture) -> None:

@@ -76,8 +76,6 @@ def _problems(**variables: str) -> dict[str, str]:
         (f"{OTLP}_METRICS_TEMPORALITY_PREFERENCE", "x", "cumulative, delta or lowmemory"),
         (f"{OTLP}_METRICS_DEFAULT_HISTOGRAM_AGGREGATION", "x", "or explicit_bucket_histogram"),
         (f"{OTLP}_COMPRESSION", "zstd", "gzip or deflate or none"),
-        (f"{OTLP}_CERTIFICATE", "/nowhere/ca.pem", "a file that can be read"),
-        (f"{OTLP}_METRICS_CLIENT_KEY", "/nowhere/key.pem", "a file that can be read"),
         (f"{OTLP}_METRICS_COMPRESSION", "br", "gzip or deflate or none"),
         ("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "yes", "true or false"),
         ("OTEL_RESOURCE_ATTRIBUTES", "team=a,b", "name=value with commas between; entry 2 is not"),
@@ -209,3 +207,12 @@ def test_grpc_compresses_in_one_way(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {name: "should be gzip; it is 'none'"} == _problems(**{name: "none"})
     assert {} == _problems(**{name: "gzip", f"{OTLP}_METRICS_COMPRESSION": "none"})
     assert [f"{OTLP}_TRACES_HEADERS"] == [*_problems(**{f"{OTLP}_TRACES_HEADERS": "a=%C3%A9"})]
+
+
+@pytest.mark.parametrize("name", [f"{OTLP}_CERTIFICATE", f"{OTLP}_TRACES_CLIENT_KEY"])
+def test_a_file_for_tls_has_to_be_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is used: without TLS nobody reads it."""
+    monkeypatch.setenv(name, "/nowhere/x.pem")
+    assert [] == otlp_problems(ENDPOINT)
+    (problem,) = otlp_problems("https://collector.example")
+    assert (name, "should be a file that can be read; '/nowhere/x.pem' is not") == problem
