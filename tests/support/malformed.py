@@ -109,7 +109,7 @@ HEADS = {
         400,
     ),
     "chunks of one byte": (
-        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"POST /livez HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
         + b"1\r\na\r\n" * 30_000,
         400,
     ),
